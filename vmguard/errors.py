@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+What can go wrong, as data.
+
+One tree. Where an error is raised it carries facts and no prose; `report.sentence` alone turns it into words for a person.
+The four branches say what the caller may conclude:
+
+    Refused      checked, and the answer is no: starting the guest would endanger data
+    CannotTell   could not be checked: in `prepare` and `start` that is a refusal too, in other words
+    Misconfigured  this host's set-up is wrong: nothing can be guarded until it is mended
+    BadRequest   what the user asked of a command makes no sense
+"""
+
+from typing import TYPE_CHECKING, NamedTuple, Optional, Sequence
+
+if TYPE_CHECKING:
+    from vmguard.claims import Claim
+
+
+class Error(Exception):
+    """Base of everything that vmguard raises on purpose. Anything else that escapes is a bug, and is logged with its trace."""
+
+
+class Holder(NamedTuple):
+    """
+    Who has a lease, as far as it is known. Every field but host_id may be unknown: a note counts only if it
+    matches the lease.
+    """
+
+    host_id: int
+    host: Optional[str] = None  # the host's own name
+    domain: Optional[str] = None
+    uuid: Optional[str] = None
+    path: Optional[str] = None  # the path by which that domain names it
+    since: Optional[float] = None  # seconds since the epoch
+    shared: bool = False
+    alive: Optional[bool] = None  # None: sanlock cannot say yet
+    here: bool = False  # it is this very host
+
+
+class Refused(Error):
+    """A start was checked and would endanger data."""
+
+
+class InUse(Refused):
+    """Another guest, here or elsewhere, holds what this claim needs."""
+
+    def __init__(self, claim: "Claim", holders: Sequence[Holder]) -> None:
+        super().__init__(claim, holders)
+        self.claim = claim
+        self.holders = tuple(holders)
+
+
+class UsedByHost(Refused):
+    """The host itself uses the device: it is mounted, swapped to, or a part of a md, dm or LVM device that is active."""
+
+    def __init__(self, what: str, path: str, how: str) -> None:
+        super().__init__(what, path, how)
+        self.what = what  # "disk vda"
+        self.path = path
+        self.how = how  # "mounted on /srv"
+
+
+class Unguardable(Refused):
+    """
+    Writing this storage cannot be guarded: it has no identity that is equal on every host, or is a part of something
+    that must not be written directly (a multipath leg, a hidden LVM layer).
+    """
+
+    def __init__(self, what: str, path: str, why: str, instead: Optional[str] = None) -> None:
+        super().__init__(what, path, why, instead)
+        self.what = what
+        self.path = path
+        self.why = why  # a clause: "it is one path of the multipath map mpatha"
+        self.instead = instead  # what to name in its place: "/dev/mapper/mpatha"
+
+
+class NamedTwice(Refused):
+    """One domain names one storage object twice, and writes it."""
+
+    def __init__(self, first: "Claim", second: "Claim") -> None:
+        super().__init__(first, second)
+        self.first = first
+        self.second = second
+
+
+class LocalStore(Refused):
+    """The lease store is seen by this host only, the storage by others too: a lease would guard nothing."""
+
+    def __init__(self, claim: "Claim", store: str) -> None:
+        super().__init__(claim, store)
+        self.claim = claim
+        self.store = store
+
+
+class NoWatchdog(Refused):
+    """
+    QEMU cannot own its leases (libvirt's sanlock plugin is not loaded), and no watchdog stands in: a guest that loses
+    its leases would run on.
+    """
+
+
+class LeaseLost(Refused):
+    """Between `prepare` and now the lease was not held all the time: its version changed, or it is gone."""
+
+    def __init__(self, claim: "Claim", expected: Optional[int], found: Optional[int]) -> None:
+        super().__init__(claim, expected, found)
+        self.claim = claim
+        self.expected = expected
+        self.found = found
+
+
+class CannotTell(Error):
+    """Could not be checked."""
+
+
+class BadDomain(CannotTell):
+    """The domain XML cannot be read or understood."""
+
+    def __init__(self, why: str, line: Optional[int] = None) -> None:
+        super().__init__(why, line)
+        self.why = why
+        self.line = line
+
+
+class Unresolvable(CannotTell):
+    """What a path, volume or address is could not be found out."""
+
+    def __init__(self, path: str, why: str, what: str = "", missing: bool = False) -> None:
+        super().__init__(path, why, what, missing)
+        self.path = path
+        self.why = why  # a clause: "there is no such file"
+        self.what = what  # "disk vda", where the caller knows it
+        self.missing = missing  # there is nothing at that path (and not: it could not be looked at)
+
+
+class SanlockFailed(CannotTell):
+    """A call to sanlock failed in a way that is no answer to the question who has a lease."""
+
+    def __init__(self, call: str, code: int, about: str = "") -> None:
+        super().__init__(call, code, about)
+        self.call = call  # "acquire"
+        self.code = code  # as libsanlock returns it: negative errno, or a SANLK_ code below -200
+        self.about = about  # identity or path
+
+
+class SanlockDown(CannotTell):
+    """The sanlock daemon does not answer."""
+
+    def __init__(self, errno: int) -> None:
+        super().__init__(errno)
+        self.errno = errno
+
+
+class NotJoined(CannotTell):
+    """This host is not a member of the lockspace (or is just joining it)."""
+
+    def __init__(self, lockspace: str, joining: bool) -> None:
+        super().__init__(lockspace, joining)
+        self.lockspace = lockspace
+        self.joining = joining
+
+
+class Unexplained(CannotTell):
+    """sanlock on this host holds a lease for which there is no record, while QEMUs without a record run."""
+
+    def __init__(self, claim: "Claim") -> None:
+        super().__init__(claim)
+        self.claim = claim
+
+
+class LeaseDamaged(CannotTell):
+    """A lease file is truncated, garbage or half made."""
+
+    def __init__(self, path: str, identity: str, code: int) -> None:
+        super().__init__(path, identity, code)
+        self.path = path
+        self.identity = identity
+        self.code = code
+
+
+class StoreBroken(CannotTell):
+    """The lease store is missing, is not the one this host belongs to, is full or cannot be written."""
+
+    def __init__(self, path: str, why: str) -> None:
+        super().__init__(path, why)
+        self.path = path
+        self.why = why
+
+
+class RecordBroken(CannotTell):
+    """A record under /run/vmguard cannot be read or written."""
+
+    def __init__(self, path: str, why: str) -> None:
+        super().__init__(path, why)
+        self.path = path
+        self.why = why
+
+
+class Late(CannotTell):
+    """The answer did not come in time."""
+
+    def __init__(self, seconds: float, doing: str, tolerated: str = "") -> None:
+        super().__init__(seconds, doing, tolerated)
+        self.seconds = seconds
+        self.doing = doing  # the step it was at
+        self.tolerated = tolerated  # why the start is to go through all the same: an override
+
+
+class Misconfigured(Error):
+    """The configuration or set-up of this host is wrong."""
+
+    def __init__(self, where: str, why: str, remedy: str = "") -> None:
+        super().__init__(where, why, remedy)
+        self.where = where  # "/etc/vmguard/vmguard.conf, [store] path"
+        self.why = why
+        self.remedy = remedy
+
+
+class HostIdTaken(Misconfigured):
+    """Another machine has this host id in the store, or a live host renews it."""
+
+    def __init__(self, host_id: int, store: str, by: str, live: bool) -> None:
+        super().__init__(store, by)
+        self.host_id = host_id
+        self.store = store
+        self.by = by
+        self.live = live
+
+
+class BadRequest(Error):
+    """A command was given something it cannot act on."""
+
+    def __init__(self, why: str, remedy: str = "") -> None:
+        super().__init__(why, remedy)
+        self.why = why
+        self.remedy = remedy
