@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+The one door through which facts of a host come in.
+
+Everything that `storage` knows of a host it asks through `Facts`: five questions, each answered or refused with an
+OSError. `LiveFacts` answers for this host, `recorded.RecordedFacts` for one that was written down.
+"""
+
+import errno
+import fcntl
+import os
+import stat
+from typing import NamedTuple, Protocol, Tuple
+
+READ_LIMIT = 1 << 20  # bytes; nothing in /proc, /sys, the udev database or an image header that matters here is larger
+
+Devno = Tuple[int, int]  # major, minor
+
+
+class Stat(NamedTuple):
+    """What the kernel says of a path, symbolic links followed."""
+
+    mode: int  # type and permissions, as st_mode
+    device: Devno  # of the filesystem
+    inode: int
+    rdev: Devno = (0, 0)  # of the device that this node stands for
+    size: int = 0  # bytes; 0 for devices
+    mount: int = 0  # the id of the mount in /proc/self/mountinfo
+
+
+class Facts(Protocol):
+    """What a host tells. Each method raises OSError as the kernel would."""
+
+    def stat(self, path: str) -> Stat:
+        """What is at path."""
+
+    def realpath(self, path: str) -> str:
+        """The path without symbolic links; it exists."""
+
+    def read(self, path: str, limit: int = READ_LIMIT, offset: int = 0) -> bytes:
+        """At most `limit` bytes of a file or block device."""
+
+    def names(self, path: str) -> Tuple[str, ...]:
+        """What is in a directory, sorted."""
+
+    def ioctl(self, path: str, request: int, argument: bytes) -> bytes:
+        """What a reading ioctl on a file, directory or block device makes of `argument`."""
+
+
+class LiveFacts:
+    """The facts of this host."""
+
+    def stat(self, path: str) -> Stat:
+        fd = _hold(path)
+        try:
+            found = os.fstat(fd)
+            return Stat(
+                found.st_mode,
+                (os.major(found.st_dev), os.minor(found.st_dev)),
+                found.st_ino,
+                (os.major(found.st_rdev), os.minor(found.st_rdev)),
+                found.st_size,
+                _mount_id(fd),
+            )
+        finally:
+            os.close(fd)
+
+    def realpath(self, path: str) -> str:
+        fd = _hold(path)
+        try:
+            return os.readlink(f"/proc/self/fd/{fd}")
+        finally:
+            os.close(fd)
+
+    def read(self, path: str, limit: int = READ_LIMIT, offset: int = 0) -> bytes:
+        fd = _open(path)
+        try:
+            if offset:
+                os.lseek(fd, offset, os.SEEK_SET)
+            data = bytearray()
+            # sysfs and procfs give a page at a time
+            while len(data) < limit:
+                part = os.read(fd, limit - len(data))
+                if not part:
+                    break
+                data += part
+            return bytes(data)
+        finally:
+            os.close(fd)
+
+    def names(self, path: str) -> Tuple[str, ...]:
+        return tuple(sorted(os.listdir(path)))
+
+    def ioctl(self, path: str, request: int, argument: bytes) -> bytes:
+        fd = _open(path)
+        try:
+            answer = bytearray(argument)
+            fcntl.ioctl(fd, request, answer)
+            return bytes(answer)
+        finally:
+            os.close(fd)
+
+
+def _hold(path: str) -> int:
+    # O_PATH resolves the name as open() would, and has no effect on what it names
+    return os.open(path, os.O_PATH | os.O_CLOEXEC)
+
+
+def _open(path: str) -> int:
+    """Open for reading what has no side effect on opening: no tape is rewound, no fifo waited for."""
+    held = _hold(path)
+    try:
+        mode = os.fstat(held).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISBLK(mode)):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), path)
+        # by the held descriptor: the same object, whatever happened to the name since
+        return os.open(f"/proc/self/fd/{held}", os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    finally:
+        os.close(held)
+
+
+def _mount_id(fd: int) -> int:
+    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as lines:
+        for line in lines:
+            if line.startswith("mnt_id:"):
+                return int(line[len("mnt_id:") :])
+    return 0
