@@ -1,0 +1,517 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The store, on a real filesystem with a real sanlock."""
+
+import errno
+import json
+import os
+import shutil
+import signal
+import time
+from typing import Any, Callable, List
+
+import pytest
+from conftest import Pair, key
+from sanlock_hosts import Cluster, Host
+
+from vmguard.errors import BadRequest, Error, HostIdTaken, LeaseDamaged, SanlockDown, StoreBroken
+from vmguard.leases import Note, _cluster, _files, _notes, client
+from vmguard.leases.store import Store, lease_name
+
+ALIGN = 1 << 20
+NOTE = Note("lvm:a/b", "exclusive", 1, 1, 7, "one", "guest", "u-u", "/dev/vg/lv", 1.5, "i")
+
+
+def created(cluster: Cluster, host: Host, path: str = "") -> Store:
+    where = path or cluster.store_path
+    host.run(lambda: Store.create(where, 1).path)
+    return Store.open(where)
+
+
+def files(path: str) -> List[str]:
+    return sorted(os.path.relpath(os.path.join(base, name), path) for base, _, names in os.walk(path) for name in names)
+
+
+def in_parallel(hosts: List[Host], work: Callable[[Host], Any], times: int = 1) -> List[Any]:
+    """The same on several hosts at the same instant; results or errors."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    def one(host: Host) -> Any:
+        try:
+            return host.run(lambda: work(host))
+        except Error as error:
+            return error
+
+    with ThreadPoolExecutor(len(hosts) * times) as pool:
+        return list(pool.map(one, hosts * times))
+
+
+# -- making and opening a store ----------------------------------------------------------------------------------------
+
+
+def test_create_makes_a_store_that_opens(cluster: Cluster) -> None:
+    host = cluster.host("a")
+    store = created(cluster, host)
+    assert files(store.path) == ["lockspace", "setup.json", "vmguard.json"]
+    assert os.stat(os.path.join(store.path, "lockspace")).st_size == ALIGN
+    assert os.stat(os.path.join(store.path, "lockspace")).st_mode & 0o777 == 0o660
+    assert store.lockspace == f"vmguard-{store.cluster[:16]}" and len(store.cluster) == 32
+    assert store.io_timeout == 1
+    assert Store.open(store.path, store.cluster).cluster == store.cluster
+    assert created(cluster, host).cluster == store.cluster
+    host.run(lambda: client.check_lockspace(store.lockspace, store.path + "/lockspace"))
+
+
+def test_a_trailing_slash_is_the_same_store(cluster: Cluster) -> None:
+    store = created(cluster, cluster.host("a"))
+    assert Store.open(store.path + "/").lease("x") == store.lease("x")
+
+
+def test_two_setups_at_once_end_in_one_store(cluster: Cluster) -> None:
+    hosts = [cluster.host("a"), cluster.host("b")]
+    for number in range(5):
+        path = f"{cluster.base}/store{number}"
+        found = in_parallel(hosts, lambda host: Store.create(path, 1).cluster, times=3)  # noqa: B023
+        assert len(set(found)) == 1, found
+        hosts[0].run(lambda: client.check_lockspace(Store.open(path).lockspace, path + "/lockspace"))  # noqa: B023
+        assert files(path) == ["lockspace", "setup.json", "vmguard.json"]
+
+
+@pytest.mark.parametrize("step", range(6))
+def test_a_setup_that_died_is_told_and_finished(cluster: Cluster, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed before its n-th link, mkdir or format: never a store that opens but is not whole."""
+    host = cluster.host("a")
+    path = cluster.store_path
+    count = [0]
+
+    def deadly(function: Callable[..., Any]) -> Callable[..., Any]:
+        def instead(*args: Any, **kwargs: Any) -> Any:
+            count[0] += 1
+            if count[0] == step + 2:  # the first is the mkdir of the store itself
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*args, **kwargs)
+
+        return instead
+
+    def work() -> None:
+        for module, name in ((os, "link"), (os, "mkdir"), (client, "format_lockspace")):
+            monkeypatch.setattr(module, name, deadly(getattr(module, name)))
+        Store.create(path, 1)
+
+    with pytest.raises(AssertionError, match="the child died"):
+        host.run(work)
+    with pytest.raises(StoreBroken) as caught:
+        Store.open(path)
+    assert ("not finished" in caught.value.why) == (step > 0)
+    first = _cluster.read(os.open(path, os.O_RDONLY), path, "setup.json") if step > 0 else None
+    store = created(cluster, host)
+    assert first is None or store.cluster == first.cluster
+    host.run(lambda: client.check_lockspace(store.lockspace, path + "/lockspace"))
+    host.run(lambda: store.ensure("x"))
+
+
+@pytest.mark.parametrize(
+    "path", ["/with blank", "/with:colon", "/back\\slash", "/ünicode", "relative", "", "/line\nend", "/" + "a" * 1000]
+)
+def test_paths_that_sanlock_cannot_take(path: str) -> None:
+    with pytest.raises(BadRequest):
+        Store.create(path, 1)
+    with pytest.raises(StoreBroken):
+        Store.open(path)
+
+
+@pytest.mark.parametrize("timeout", [0, -1, 121, 256])
+def test_io_timeouts_that_cannot_be(timeout: int) -> None:
+    with pytest.raises(BadRequest):
+        Store.create("/var/tmp/vmguard-never-made", timeout)
+
+
+def test_create_without_a_daemon_makes_nothing(cluster: Cluster) -> None:
+    nobody = Host(cluster.base, "nobody")
+    with pytest.raises(SanlockDown):
+        nobody.run(lambda: Store.create(cluster.store_path, 1))
+    assert not os.path.exists(cluster.store_path)
+
+
+def _edit(path: str, **members: Any) -> None:
+    with open(path) as file:
+        content = json.load(file)
+    os.unlink(path)
+    with open(path, "w") as file:
+        json.dump({**content, **members}, file)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "why"),
+    [
+        (lambda path: shutil.rmtree(path), "missing"),
+        (lambda path: [os.unlink(f"{path}/{name}") for name in ("vmguard.json", "setup.json")], "not mounted"),
+        (lambda path: os.unlink(path + "/vmguard.json"), "not finished"),
+        (lambda path: _edit(path + "/vmguard.json", format=2), "format is 2"),
+        (lambda path: _edit(path + "/vmguard.json", cluster="0" * 32), "damaged"),
+        (lambda path: _edit(path + "/vmguard.json", cluster=[]), "damaged"),
+        (lambda path: _edit(path + "/vmguard.json", sector=4096), "damaged"),
+        (lambda path: _edit(path + "/vmguard.json", io_timeout=True), "damaged"),
+        (lambda path: os.truncate(path + "/vmguard.json", 20), "damaged"),
+        (lambda path: os.truncate(path + "/vmguard.json", 0), "damaged"),
+        (lambda path: os.unlink(path + "/lockspace"), "lockspace"),
+        (lambda path: os.truncate(path + "/lockspace", 512), "lockspace"),
+    ],
+    ids="gone unmounted half newer other-name no-string sector bool cut empty no-lockspace short-lockspace".split(),
+)
+def test_what_is_no_store_is_not_opened(cluster: Cluster, spoil: Callable[[str], Any], why: str) -> None:
+    store = created(cluster, cluster.host("a"))
+    spoil(store.path)
+    with pytest.raises(StoreBroken) as caught:
+        Store.open(store.path, store.cluster)
+    assert why in caught.value.why
+
+
+def test_a_store_that_lost_its_lockspace_is_not_given_a_new_one(cluster: Cluster) -> None:
+    """In a new lockspace every other host would be dead, and its leases there for the taking."""
+    host = cluster.host("a")
+    store = created(cluster, host)
+    os.unlink(store.path + "/lockspace")
+    with pytest.raises(StoreBroken):
+        created(cluster, host)
+    assert not os.path.exists(store.path + "/lockspace")
+
+
+def test_the_store_of_another_cluster(cluster: Cluster) -> None:
+    store = created(cluster, cluster.host("a"))
+    with pytest.raises(StoreBroken, match="another cluster"):
+        Store.open(store.path, "f" * 32)
+
+
+# -- leases ------------------------------------------------------------------------------------------------------------
+
+
+def test_lease_names_are_hashes() -> None:
+    # The names are on disk, in every store there is: they never change.
+    assert lease_name("lvm:a/b") == "b03082663cbfea502719916337977d7e35fd116e"
+    assert len({lease_name(f"x{i}") for i in range(1000)}) == 1000
+    assert len(lease_name("\udcff")) == 40
+
+
+def test_ensure_makes_a_free_lease_once(pair: Pair, identity: str) -> None:
+    lease = pair.one.run(lambda: pair.store.ensure(identity))
+    assert lease == pair.store.lease(identity)
+    found = os.stat(lease.path)
+    assert (found.st_size, found.st_mode & 0o777, found.st_nlink) == (ALIGN, 0o660, 1)
+    assert found.st_blocks * 512 >= ALIGN, "a hole in it may make QEMU or the filesystem see larger sectors"
+    assert pair.one.run(lambda: (client.version(lease), client.owners(lease))) == (0, ())
+    assert pair.two.run(lambda: pair.store.ensure(identity)) == lease
+    assert os.stat(lease.path).st_ino == found.st_ino
+
+
+def test_hosts_that_ensure_at_once_have_one_lease(pair: Pair, identity: str) -> None:
+    """All ensure and acquire at once: one lease file, one owner."""
+
+    def work(host: Host) -> int:
+        lease = pair.store.ensure(identity)
+        with client.Connection() as connection:
+            return connection.acquire(lease, False)
+
+    found = in_parallel([pair.one, pair.two], work, times=3)
+    assert sorted(one for one in found if isinstance(one, int)) == [1], found
+    assert [name for name in os.listdir(pair.store.path + "/leases") if name.startswith("new.")] == []
+
+
+def test_ensure_leaves_a_damaged_lease_alone(pair: Pair, identity: str) -> None:
+    lease = pair.one.run(lambda: pair.store.ensure(identity))
+    os.truncate(lease.path, 512)
+    with pytest.raises(LeaseDamaged) as caught:
+        pair.one.run(lambda: pair.store.ensure(identity))
+    assert caught.value.identity == identity
+    assert os.stat(lease.path).st_size == 512
+    os.unlink(lease.path)
+
+
+def test_an_unmounted_store_gets_no_leases(cluster: Cluster) -> None:
+    host = cluster.host("a")
+    store = created(cluster, host)
+    os.rename(store.path, store.path + ".away")
+    for folder in ("", "/leases"):
+        os.makedirs(store.path + folder)
+        with pytest.raises(StoreBroken, match="not mounted"):
+            host.run(lambda: store.ensure("x"))
+    assert files(store.path) == []
+
+
+def test_another_store_mounted_in_its_place_gets_no_leases(cluster: Cluster) -> None:
+    host = cluster.host("a")
+    store = created(cluster, host)
+    other = created(cluster, host, store.path + "2")
+    os.rename(store.path, store.path + ".away")
+    os.rename(other.path, store.path)
+    with pytest.raises(StoreBroken, match="another cluster"):
+        host.run(lambda: store.ensure("x"))
+
+
+FULL = [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO]
+
+
+@pytest.mark.parametrize("code", FULL, ids=[errno.errorcode[code] for code in FULL])
+@pytest.mark.parametrize("call", ["open", "write", "fsync", "link"])
+def test_a_disk_that_fails_leaves_nothing_behind(
+    pair: Pair, identity: str, code: int, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = getattr(os, call)
+
+    def failing(*args: Any, **kwargs: Any) -> Any:
+        # Of the opens only that which makes a file fails; of the writes only those into the lease, not the test's own.
+        if (call == "open" and not args[1] & os.O_CREAT) or (call == "write" and len(args[1]) < ALIGN):
+            return real(*args, **kwargs)
+        raise OSError(code, os.strerror(code))
+
+    def work() -> None:
+        facts = client.daemon_facts()
+        monkeypatch.setattr(client, "daemon_facts", lambda: facts)
+        monkeypatch.setattr(os, call, failing)
+        pair.store.ensure(identity)
+
+    with pytest.raises(StoreBroken) as caught:
+        pair.one.run(work)
+    assert caught.value.why
+    entries = os.listdir(pair.store.path + "/leases")
+    assert lease_name(identity) not in entries and not [name for name in entries if name.startswith("new.")]
+
+
+def test_a_really_full_disk(cluster: Cluster) -> None:
+    """A filesystem of its own, filled up."""
+    import subprocess
+
+    image, mount = cluster.base + "/image", cluster.base + "/mount"
+    os.mkdir(mount)
+    with open(image, "wb") as file:
+        file.truncate(16 * ALIGN)
+    made = subprocess.run(["mkfs.ext4", "-q", "-O", "^has_journal", image], capture_output=True)
+    if made.returncode or subprocess.run(["mount", "-o", "loop", image, mount], capture_output=True).returncode:
+        pytest.skip("no loop mounts here")
+    try:
+        host = cluster.host("a")
+        store = created(cluster, host, mount + "/store")
+        with pytest.raises(StoreBroken) as caught:
+            for number in range(32):
+                host.run(lambda: store.ensure(f"x{number}"))  # noqa: B023
+        assert caught.value.why == "no space is left"
+        assert store.leftovers() == ()
+        assert host.run(store.damaged) == ()
+        store.claim_host_id(1, key("a"))
+    finally:
+        for one in cluster.hosts:
+            one.stop()
+        subprocess.run(["umount", mount], check=True)
+
+
+def test_damaged_leases_are_found_and_made_anew_on_order_alone(pair: Pair, identity: str) -> None:
+    good, bad = (pair.one.run(lambda: pair.store.ensure(identity + which)) for which in ("/good", "/bad"))  # noqa: B023
+    pair.store.write_note(NOTE._replace(identity=identity + "/bad"))
+    with open(bad.path, "r+b") as file:
+        file.write(b"\xff" * 512)
+    assert bad.name in pair.one.run(pair.store.damaged) and good.name not in pair.one.run(pair.store.damaged)
+    with pytest.raises(BadRequest, match="not damaged"):
+        pair.one.run(lambda: pair.store.reformat(good.name))
+    with pytest.raises(BadRequest):
+        pair.one.run(lambda: pair.store.reformat("../lockspace"))
+    pair.one.run(lambda: pair.store.reformat(bad.name))
+    assert pair.one.run(lambda: client.version(bad)) == 0
+    assert pair.store.notes(identity + "/bad") == (), "versions begin anew: an old note must not match one"
+
+
+# -- leftovers ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_a_dead_maker_left_is_removed_and_a_living_one_left_in_peace(pair: Pair) -> None:
+    def work(live: bool) -> str:
+        with _files.directory(pair.store.path + "/leases") as fd:
+            name = _files.make(fd, b"x", 0o600)
+            assert not live or pair.store.leftovers() == ()
+            return name
+
+    dead = pair.store.path + "/leases/" + pair.one.run(lambda: work(True))
+    assert pair.store.leftovers() == (dead,)
+    assert pair.store.clean() == (dead,)
+    assert not os.path.exists(dead)
+
+
+@pytest.mark.parametrize(("age", "old"), [(60, False), (3700, True)], ids=["a-minute", "an-hour"])
+def test_files_of_other_hosts_are_left_for_an_hour(pair: Pair, age: int, old: bool) -> None:
+    path = pair.store.path + "/leases/new.00000000.1.1.00000000"
+    with open(path, "w"):
+        pass
+    os.utime(path, (time.time() - age,) * 2)
+    assert pair.store.leftovers() == ((path,) if old else ())
+    os.unlink(path)
+
+
+def test_only_files_that_are_being_made_are_leftovers(pair: Pair) -> None:
+    path = pair.store.path + "/leases/new.txt"
+    with open(path, "w"):
+        pass
+    os.utime(path, (0, 0))
+    assert pair.store.leftovers() == ()
+    os.unlink(path)
+
+
+# -- notes -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["exclusive", "shared", "host"])
+def test_notes_come_back_as_they_were(pair: Pair, identity: str, mode: str) -> None:
+    note = NOTE._replace(identity=identity, mode=mode, domain='we"ird\n\u202e', path="/dev/\udcff", lver=2**40)
+    pair.store.write_note(note)
+    assert pair.store.notes(identity) == (note,)
+    assert pair.store.identity_of(lease_name(identity)) == identity
+    newer = note._replace(lver=note.lver + 1)
+    pair.store.write_note(newer)
+    assert pair.store.notes(identity) == (newer,)
+
+
+def test_shared_notes_of_two_hosts_stand_side_by_side(pair: Pair, identity: str) -> None:
+    for host_id in (1, 2):
+        pair.store.write_note(NOTE._replace(identity=identity, mode="shared", host_id=host_id))
+    assert [note.host_id for note in pair.store.notes(identity)] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"\xff\xfe",
+        b"[" * 60000,
+        b"{" + b" " * (65 * 1024) + b"}",
+        {"format": 2},
+        {"lver": "7"},
+        {"lver": -1},
+        {"lver": True},
+        {"lver": 2**64},
+        {"host_id": None},
+        {"since": float("inf")},
+        {"since": float("nan")},
+        {"since": "now"},
+        {"mode": "mine"},
+        {"identity": "another"},
+        {"domain": ["x"]},
+    ],
+    ids=lambda content: str(content)[:20],
+)
+def test_notes_that_are_none_are_passed_over(pair: Pair, identity: str, content: Any) -> None:
+    note = NOTE._replace(identity=identity)
+    pair.store.write_note(note._replace(mode="shared", host_id=2))
+    path = pair.store.lease_path(lease_name(identity)) + ".note"
+    if isinstance(content, dict):
+        content = json.dumps({**note._asdict(), **content}).encode()
+    with open(path, "wb") as file:
+        file.write(content)
+    assert [one.mode for one in pair.store.notes(identity)] == ["shared"]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [os.mkfifo, os.mkdir, lambda path: os.symlink("/etc/passwd", path)],
+    ids=["fifo", "directory", "link"],
+)
+def test_notes_that_are_no_files(pair: Pair, identity: str, make: Callable[[str], None]) -> None:
+    make(pair.store.lease_path(lease_name(identity)) + ".note")
+    assert pair.store.notes(identity) == ()
+
+
+def test_members_that_a_later_version_added_are_passed_over() -> None:
+    data = json.loads(_notes.encode_note(NOTE))
+    assert _notes.decode_note(json.dumps({**data, "colour": "red"}).encode()) == NOTE
+
+
+def test_a_note_that_cannot_be_written_leaves_the_old_one(
+    pair: Pair, identity: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    note = NOTE._replace(identity=identity)
+    pair.store.write_note(note)
+
+    def full(*args: Any) -> None:
+        raise OSError(errno.ENOSPC, "")
+
+    with monkeypatch.context() as patch, pytest.raises(StoreBroken):
+        patch.setattr(os, "write", full)
+        pair.store.write_note(note._replace(lver=8))
+    assert pair.store.notes(identity) == (note,)
+    assert not [name for name in os.listdir(pair.store.path + "/leases") if name.startswith("new.")]
+
+
+# -- host ids ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def empty(cluster: Cluster) -> Store:
+    """A store without hosts."""
+    return created(cluster, cluster.host("a"))
+
+
+def test_ids_are_given_from_the_lowest_and_kept(empty: Store) -> None:
+    assert [empty.claim_host_id(None, key(name)) for name in ("a", "b", "a", "c")] == [1, 2, 1, 3]
+    empty.release_host_id(2)
+    assert empty.claim_host_id(None, key("d")) == 2
+    assert [(record.host_id, record.host) for record in empty.hosts_known()] == [(1, "a"), (2, "d"), (3, "c")]
+    assert (empty.host_name(3), empty.host_name(4)) == ("c", None)
+
+
+def test_an_id_of_another_machine_is_refused(empty: Store) -> None:
+    empty.claim_host_id(7, key("a"))
+    assert empty.claim_host_id(7, key("a")) == 7
+    for attempt in (
+        lambda: empty.claim_host_id(7, key("b")),
+        lambda: empty.record_join(7, key("b"), "boot"),
+        lambda: empty.release_host_id(7, key("b")),
+    ):
+        with pytest.raises(HostIdTaken) as caught:
+            attempt()
+        assert (caught.value.host_id, caught.value.by, caught.value.live) == (7, "a", False)
+    assert empty.host_record(7) is not None
+
+
+@pytest.mark.parametrize("wanted", [0, -1, 2001])
+def test_numbers_that_are_no_host_ids(empty: Store, wanted: int) -> None:
+    with pytest.raises(BadRequest):
+        empty.claim_host_id(wanted, key("a"))
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"host_id": 2, "machine": "x", "host": "y"}', b'{"host_id": 1}'])
+def test_a_record_that_cannot_be_read_is_somebody_elses(empty: Store, content: bytes) -> None:
+    with open(empty.path + "/hosts/1.json", "wb") as file:
+        file.write(content)
+    assert empty.claim_host_id(None, key("a")) == 2
+    with pytest.raises(HostIdTaken):
+        empty.claim_host_id(1, key("a"))
+
+
+def test_hosts_that_claim_at_once_get_ids_of_their_own(cluster: Cluster) -> None:
+    hosts = [cluster.host(name) for name in "ab"]
+    store = created(cluster, hosts[0])
+    found = in_parallel(hosts, lambda host: store.claim_host_id(None, key(f"{host.name}{os.getpid()}")), times=6)
+    assert sorted(found) == list(range(1, 13))
+
+
+def test_one_machine_that_claims_twice_at_once_gets_one_id(cluster: Cluster) -> None:
+    host = cluster.host("a")
+    store = created(cluster, host)
+    assert set(in_parallel([host], lambda _: store.claim_host_id(None, key("same")), times=6)) == {1}
+
+
+def test_all_ids_taken(empty: Store) -> None:
+    for host_id in range(1, 2001):
+        with open(f"{empty.path}/hosts/{host_id}.json", "w"):
+            pass
+    with pytest.raises(StoreBroken, match="taken"):
+        empty.claim_host_id(None, key("a"))
+
+
+def test_records_of_joins(empty: Store) -> None:
+    empty.claim_host_id(1, key("a"))
+    assert empty.joined_before(1, key("a"), "boot1") is False
+    empty.record_join(1, key("a"), "boot1")
+    assert empty.joined_before(1, key("a"), "boot1") is True
+    assert empty.joined_before(1, key("a"), "boot2") is False
+    with pytest.raises(BadRequest):
+        empty.record_join(2, key("a"), "boot1")

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+Notes and host records as bytes. What comes in was written by other hosts, of other versions, or by chance: it is
+checked.
+"""
+
+import json
+from typing import Any, Dict, NamedTuple, Optional
+
+from vmguard.claims import Mode
+from vmguard.leases import Note
+
+FORMAT = 1
+
+# bytes of a note or record: the longest path of Linux several times over
+LIMIT = 64 * 1024
+
+
+class HostRecord(NamedTuple):
+    """Which machine has a host id."""
+
+    host_id: int
+    machine: str  # host.HostKey.machine; empty: the record cannot be read, so whose it is is unknown
+    host: str
+    boot: str = ""  # the boot in which it joined last; empty: never
+    time: float = 0.0  # seconds since the epoch, of the claim or the last join
+
+
+def members(data: bytes) -> Optional[Dict[str, Any]]:
+    """The object in a JSON text; None for anything else."""
+    try:
+        found = json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError):  # ValueError: of decoding and of JSON
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def text(content: Dict[str, Any]) -> bytes:
+    """As JSON, readable for people too. Names that are no Unicode become escapes, and come back as they were."""
+    return json.dumps(content, indent=1).encode("ascii") + b"\n"
+
+
+def number(found: Any) -> Optional[float]:
+    """A number that is one: JSON as Python reads it has infinity and the like too."""
+    if isinstance(found, (int, float)) and not isinstance(found, bool) and abs(found) < 1 << 53:
+        return float(found)
+    return None
+
+
+def encode_note(note: Note) -> bytes:
+    """A note as it is stored."""
+    return text(note._asdict())
+
+
+_STRINGS = ("identity", "mode", "host", "domain", "uuid", "path", "instance")
+_NUMBERS = ("host_id", "generation", "lver")
+_MODES = frozenset(mode.value for mode in Mode)
+
+
+def decode_note(data: bytes) -> Optional[Note]:
+    """The note in a file, if it is one. Members that a later version added are passed over."""
+    found = members(data)
+    if found is None or found.get("format") != FORMAT:
+        return None
+    strings: Dict[str, Any] = {name: found.get(name, "") for name in _STRINGS}
+    numbers: Dict[str, Any] = {name: found.get(name) for name in _NUMBERS}
+    since = number(found.get("since"))
+    if not all(isinstance(value, str) for value in strings.values()) or since is None:
+        return None
+    if not all(type(value) is int and 0 <= value < 1 << 64 for value in numbers.values()):
+        return None
+    if strings["mode"] not in _MODES:
+        return None
+    return Note(**strings, **numbers, since=since)
+
+
+def encode_host(record: HostRecord) -> bytes:
+    """A host record as it is stored."""
+    return text({"format": FORMAT, **record._asdict()})
+
+
+def decode_host(data: Optional[bytes], host_id: int) -> HostRecord:
+    """The record of a host id. One that cannot be read says that the id is taken, and no more."""
+    found = members(data) if data is not None else None
+    if found is not None and found.get("host_id") == host_id:
+        machine, name, boot, moment = (found.get(key) for key in ("machine", "host", "boot", "time"))
+        if isinstance(machine, str) and isinstance(name, str):
+            return HostRecord(
+                host_id,
+                machine,
+                name,
+                boot if isinstance(boot, str) else "",
+                number(moment) or 0.0,
+            )
+    return HostRecord(host_id, "", "")

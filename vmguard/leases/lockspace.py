@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+Membership of this host in the lockspace: joining, leaving, who else is there.
+
+sanlock lets a host back in at once that bears the name of the last one with its id. A cloned machine bears it too,
+and would take over the id of its living original. So before a join nothing of which is known for certain, the id's
+record is watched: a living host renews it.
+"""
+
+import errno
+import mmap
+import os
+import struct
+import time
+from typing import NamedTuple, Optional, Tuple
+
+from vmguard import host
+from vmguard.errors import BadRequest, HostIdTaken, LeaseDamaged, Misconfigured, NotJoined
+from vmguard.leases import HostState, _files, client, status
+from vmguard.leases import _library as lib
+from vmguard.leases.status import Space
+from vmguard.leases.store import Store
+
+# leader.h: magic, version, flags, sector size, number of hosts, of hosts at most, owner, generation, lver, lockspace,
+# name of the owner, timestamp; on disk in little-endian order. The second half of the sector is for messages.
+_RECORD = struct.Struct("<4I5Q48s48sQ")
+_RECORD_LEN = 256
+_MAGIC = 0x12212010  # DELTA_DISK_MAGIC
+_BLOCK = 4096  # bytes that direct reading wants at once, on any disk
+
+_POLL = 0.1  # seconds
+
+
+class Member(NamedTuple):
+    """A host of the lockspace, with what the store knows of it."""
+
+    host_id: int
+    generation: int
+    state: str  # as in HostState
+    timestamp: int
+    host: Optional[str]  # its name
+
+
+class _Renewal(NamedTuple):
+    """The record of one host id in the lockspace."""
+
+    timestamp: int  # seconds of that host's own clock; 0: it left in order, or was never there
+    owner: str  # the name by which sanlock knows that host
+    raw: bytes
+
+
+def _path(store: Store) -> str:
+    return os.path.join(store.path, "lockspace")
+
+
+def _renewal(store: Store, host_id: int) -> _Renewal:
+    """What is on disk, now: read past every cache. Raises StoreBroken, LeaseDamaged."""
+    path = _path(store)
+    offset = (host_id - 1) * lib.SECTOR
+    block = offset - offset % _BLOCK
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+        try:
+            with mmap.mmap(-1, _BLOCK) as memory:  # a page: aligned as direct reading wants it
+                length = os.preadv(fd, [memory], block)
+                raw = memory[offset - block : offset - block + _RECORD_LEN] if length == _BLOCK else b""
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise _files.broken(path, error) from error
+    if len(raw) < _RECORD_LEN:
+        raise LeaseDamaged(path, store.lockspace, -errno.EMSGSIZE)
+    fields = _RECORD.unpack_from(raw)
+    if fields[0] != _MAGIC:
+        raise LeaseDamaged(path, store.lockspace, lib.LEADER_MAGIC)
+    return _Renewal(fields[11], os.fsdecode(fields[10].partition(b"\0")[0]), raw)
+
+
+def _see_nobody_alive(store: Store, host_id: int) -> None:
+    """
+    Watch the record of a host id for longer than any living host leaves it unrenewed in ordinary times.
+
+    Raises HostIdTaken as soon as it changes.
+    """
+    first = _renewal(store, host_id)
+    if first.timestamp == 0:
+        return
+    # Renewed every 2 io_timeouts (sanlock's id_renewal_seconds), checked once a second, written within another
+    # io_timeout.
+    end = time.monotonic() + 3 * store.io_timeout + 1
+    while time.monotonic() < end:
+        time.sleep(_POLL)
+        now = _renewal(store, host_id)
+        if now.raw != first.raw:
+            if now.timestamp == 0:
+                return  # it has just left
+            raise HostIdTaken(host_id, store.path, now.owner, live=True)
+
+
+def _space(store: Store) -> Optional[Space]:
+    for space in status.status().spaces:
+        if space.name == store.lockspace:
+            return space
+    return None
+
+
+def state(store: Store, host_id: int) -> str:
+    """
+    "joined", "joining", "leaving" (also: failed, and sanlock is ending its users) or "out".
+
+    Raises Misconfigured where sanlock is in the lockspace by another host id or path; SanlockDown, SanlockFailed.
+    """
+    space = _space(store)
+    if space is None:
+        return "out"
+    if (space.host_id, space.path) != (host_id, _path(store)):
+        raise Misconfigured(
+            "sanlock",
+            f"it is in the lockspace {space.name} as host {space.host_id}, by {space.path}",
+            "run `vmguard setup`",
+        )
+    return space.state
+
+
+def generation(store: Store) -> int:
+    """
+    This host's generation in the lockspace: it rises with each join. Raises NotJoined, SanlockDown, SanlockFailed.
+    """
+    space = _space(store)
+    if space is None or space.state != "joined":
+        raise NotJoined(store.lockspace, joining=space is not None and space.state == "joining")
+    return space.generation
+
+
+def join(store: Store, host_id: int, key: host.HostKey) -> None:
+    """
+    Become a member, and wait until sanlock knows the other hosts. Nothing happens where this host is one.
+
+    Takes 2 io_timeouts and a second after an ordered end or a mere restart, 3 more io_timeouts after the first boot
+    or a power cut, and minutes where the last host with this id had another name for sanlock. The caller sees to it
+    that no guest of this host still runs on leases of an earlier membership, and gives it a deadline.
+
+    Raises HostIdTaken (another machine claimed the id, or a living host renews it), BadRequest (nobody claimed it),
+    Misconfigured, StoreBroken, LeaseDamaged (the lockspace is not the cluster's), NotJoined (sanlock is just
+    leaving), SanlockDown, SanlockFailed.
+    """
+    boot = host.boot_id()
+    now = state(store, host_id)
+    if now == "leaving":
+        raise NotJoined(store.lockspace, joining=False)
+    if now == "out":
+        client.check_lockspace(store.lockspace, _path(store))
+        if not store.joined_before(host_id, key, boot):
+            _see_nobody_alive(store, host_id)
+        _add(store, host_id)
+    while state(store, host_id) == "joining":
+        time.sleep(_POLL)
+    _meet(store, host_id)
+    if not store.joined_before(host_id, key, boot):
+        store.record_join(host_id, key, boot)
+
+
+def _add(store: Store, host_id: int) -> None:
+    item = lib.lockspace(store.lockspace, host_id, _path(store))
+    code = lib.library().sanlock_add_lockspace_timeout(lib.reference(item), 0, store.io_timeout)
+    if code >= 0 or code in (-errno.EEXIST, -errno.EINPROGRESS):
+        return
+    if code == lib.HOSTID_BUSY:
+        raise HostIdTaken(host_id, store.path, _renewal(store, host_id).owner, live=True)
+    if code == -errno.EAGAIN:
+        raise NotJoined(store.lockspace, joining=False)
+    if code == lib.WD_ERROR:
+        raise Misconfigured("sanlock", "it shall use the watchdog, and wdmd does not answer", "start wdmd")
+    raise client.file_failure("add lockspace", code, _path(store), store.lockspace)
+
+
+def _meet(store: Store, host_id: int) -> None:
+    """Wait until sanlock has looked at the members for the first time: a second or two after the join."""
+    end = time.monotonic() + 3 * store.io_timeout + 1
+    while True:
+        try:
+            if any(member.host_id == host_id for member in client.hosts(store.lockspace)):
+                return
+        except NotJoined as error:
+            if not error.joining:
+                raise
+        if time.monotonic() > end:
+            raise NotJoined(store.lockspace, joining=True)
+        time.sleep(_POLL)
+
+
+def leave(store: Store, host_id: int) -> None:
+    """
+    Leave the lockspace; nothing happens where this host is not in it. Two to three seconds.
+
+    Raises BadRequest while leases are held, orphans too: sanlock would kill their holders. Misconfigured, SanlockDown,
+    SanlockFailed.
+    """
+    if state(store, host_id) == "out":
+        return
+    item = lib.lockspace(store.lockspace, host_id, _path(store))
+    code = lib.library().sanlock_rem_lockspace(lib.reference(item), lib.REM_UNUSED)
+    if code == -errno.EBUSY:
+        raise BadRequest("leases of this lockspace are held on this host", "stop or migrate the guests first")
+    if code < 0 and code not in (-errno.ENOENT, -errno.EINPROGRESS):
+        raise lib.failure("remove lockspace", code, store.lockspace)
+    while state(store, host_id) != "out":
+        time.sleep(_POLL)
+
+
+def members(store: Store) -> Tuple[Member, ...]:
+    """Every host that sanlock has seen in the lockspace. Raises NotJoined, SanlockDown, SanlockFailed."""
+    found: Tuple[HostState, ...] = client.hosts(store.lockspace)
+    return tuple(Member(*member, host=store.host_name(member.host_id)) for member in found)
