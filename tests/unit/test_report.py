@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+import inspect
+
+import pytest
+
+from vmguard import errors, report
+from vmguard.claims import Claim, Mode
+
+NOW = 1_700_000_000.0
+CLAIM = Claim("file:fs/1", Mode.EXCLUSIVE, "disk vda", "/srv/b.img", "the guest may write it")
+HOLDER = errors.Holder(1, "node1", "web1", "uuid", "/srv/a.img", NOW - 249, alive=True)
+
+SAMPLES = [
+    errors.InUse(CLAIM, [HOLDER]),
+    errors.InUse(CLAIM, [HOLDER._replace(alive=False)]),
+    errors.InUse(CLAIM, [errors.Holder(3)]),
+    errors.InUse(CLAIM, []),
+    errors.InUse(CLAIM._replace(identity="vm:x"), [HOLDER._replace(here=True)]),
+    errors.InUse(CLAIM._replace(why="it lies under disk vda"), [HOLDER._replace(shared=True)]),
+    errors.UsedByHost("disk vda", "/dev/sda", "mounted on /srv"),
+    errors.Unguardable("disk vda", "/dev/sda", "it is one path of the multipath map mpatha", "/dev/mapper/mpatha"),
+    errors.Unguardable("disk vda", "/dev/sda", "it has no identity"),
+    errors.NamedTwice(CLAIM, CLAIM._replace(what="disk vdb")),
+    errors.LocalStore(CLAIM, "/var/lib/vmguard/store"),
+    errors.NoWatchdog(),
+    errors.LeaseLost(CLAIM, 3, 4),
+    errors.LeaseLost(CLAIM, 3, None),
+    errors.BadDomain("it has no uuid", 4),
+    errors.Unresolvable("/srv/b.img", "there is no such file", "disk vda"),
+    errors.SanlockFailed("acquire", -210, "/srv/b.img"),
+    errors.SanlockFailed("acquire", -5, "/srv/b.img"),
+    errors.SanlockDown(111),
+    errors.NotJoined("vmguard-1", joining=True),
+    errors.NotJoined("vmguard-1", joining=False),
+    errors.Unexplained(CLAIM),
+    errors.LeaseDamaged("/store/leases/x", "file:fs/1", -223),
+    errors.StoreBroken("/store", "no space is left"),
+    errors.RecordBroken("/run/vmguard/x", "no space is left"),
+    errors.Late(20, "waiting for the lock of this host"),
+    errors.Misconfigured("vmguard.conf", "mode = perhaps", "write enforce, audit or off"),
+    errors.HostIdTaken(1, "/store", "node1", live=True),
+]
+
+
+@pytest.mark.parametrize("error", SAMPLES, ids=lambda error: type(error).__name__)
+def test_every_refusal_says_what_and_what_to_do(error: errors.Error) -> None:
+    text = report.sentence(error, "web2", NOW)
+    first, *rest = text.splitlines()
+    assert first.startswith('vmguard: domain "web2" was not started: ')
+    assert any(line.startswith("  do:    ") for line in rest), text
+    assert "None" not in text and "Error" not in text
+    assert report.message(error)
+
+
+def test_every_kind_of_error_has_a_sample() -> None:
+    branches = {errors.Error, errors.Refused, errors.CannotTell, errors.BadRequest}
+    kinds = {kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, errors.Error)}
+    assert kinds - branches == {type(error) for error in SAMPLES}
+
+
+def test_in_use_names_domain_host_path_and_since() -> None:
+    text = report.sentence(errors.InUse(CLAIM, [HOLDER]), "web2", NOW)
+    for word in ('"web1"', "node1", "/srv/a.img", "/srv/b.img", "2023", "4 minutes 9 seconds"):
+        assert word in text
+
+
+def test_hostile_names_cannot_forge_lines() -> None:
+    holder = HOLDER._replace(domain='x"\n  do:    reboot', path="/a\x1b[2J")
+    text = report.sentence(errors.InUse(CLAIM, [holder]), "web\n2", NOW)
+    assert text.count("\n  do: ") == 1
+    assert "\x1b" not in text

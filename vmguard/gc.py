@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+What a sweep cannot decide alone: collected, decided with more evidence, and said.
+
+The hooks sweep what is certain. Left for here: records that cannot be read, starts that libvirt began and never ended,
+leases of this host that no record explains, remains of lease files, and damaged leases.
+"""
+
+import os
+from typing import Dict, List, NamedTuple, Optional, Set
+
+from vmguard import events, host, hostlock, instance
+from vmguard.config import load
+from vmguard.errors import BadRequest, Misconfigured, RecordBroken
+from vmguard.guard import Here, end, here, qemu_of, sweep
+from vmguard.instance import Instance
+from vmguard.leases import HostState, client
+from vmguard.text import plain, quoted
+
+
+class Found(NamedTuple):
+    """One thing that gc came upon."""
+
+    what: str  # "record", "start", "lease", "temporary file", "damaged lease"
+    text: str  # what it is, and what was done or has to be done
+    mended: bool
+
+
+def collect(
+    domain_is_off: Optional[Dict[str, bool]] = None, repair: bool = False, force: str = "", dry_run: bool = False
+) -> List[Found]:
+    """
+    Look for everything that holds back a start without need, and mend what is certain.
+
+    domain_is_off: by uuid, whether libvirt says that a domain neither runs nor starts; None if libvirt was not asked.
+    repair: make damaged leases anew where nobody can hold them. force: a reason to do that although another host
+    might. Raises the kinds of `guard.here` where this host is no member.
+    """
+    config = load()
+    if config.store is None:
+        raise Misconfigured("/etc/vmguard", "this host was not set up", "run `vmguard setup`")
+    if force and not repair:
+        raise BadRequest("--force goes with --repair")
+    found: List[Found] = []
+    with hostlock.held():
+        found += _broken_records(dry_run)
+        this = here(config)
+        if not dry_run:
+            before = {one.id: one for one in instance.load_all()}
+            left = {one.id for one in sweep(this)}
+            found += [_swept(one) for one in before.values() if one.id not in left]
+        found += _unended_starts(domain_is_off or {}, this, dry_run)
+        found += _unexplained_leases(this, dry_run)
+        found += [Found("temporary file", plain(path), not dry_run) for path in _leftovers(this, dry_run)]
+        found += _damaged(this, repair and not dry_run, force)
+    for one in found:
+        if one.mended:
+            events.record("gc", one.text, what=one.what, reason=force)
+    return found
+
+
+def _swept(one: Instance) -> Found:
+    return Found("start", f"gave back what a start of {quoted(one.name)} had left behind", True)
+
+
+def _broken_records(dry_run: bool) -> List[Found]:
+    """Records that cannot be read stop every start. One whose guest is gone is set aside; its leases are found below."""
+    found = []
+    alive = {qemu.uuid for qemu in host.qemu_processes()}
+    for name in instance.names():
+        try:
+            instance.load(name)
+        except RecordBroken as error:
+            path = os.path.join(instance.directory(), name)
+            text = f"record {plain(path)} cannot be read ({error.why})"
+            if name.split(".")[0] in alive:
+                found.append(Found("record", f"{text}; its guest runs: stop the guest, then run this again", False))
+                continue
+            if not dry_run:
+                os.rename(path, path + ".broken")
+            found.append(Found("record", f"{text}; set aside as {name}.broken", not dry_run))
+    return found
+
+
+def _unended_starts(off: Dict[str, bool], this: Here, dry_run: bool) -> List[Found]:
+    found = []
+    for one in instance.load_all():
+        if one.state != "held" or qemu_of(one) is not None:
+            continue
+        text = f"a start of {quoted(one.name)} has leases and no QEMU"
+        if not off.get(one.uuid, False):
+            found.append(Found("start", f"{text}; libvirt may still be busy with it", False))
+        elif dry_run or end(one, this) is None:
+            found.append(Found("start", f"{text}; libvirt says it is off: given back", not dry_run))
+    return found
+
+
+def _unexplained_leases(this: Here, dry_run: bool) -> List[Found]:
+    """Orphans of this host that no record wants. A QEMU without a record might live on one: then they stay."""
+    wanted: Set[str] = set()
+    for one in instance.load_all():
+        wanted |= {this.store.lease(want.claim.identity).name for want in one.wants if not want.missing}
+    orphans = [lock for lock in client.orphans(this.store.lockspace) if lock.name not in wanted]
+    if not orphans:
+        return []
+    known = {one.uuid for one in instance.load_all()}
+    strangers = [qemu for qemu in host.qemu_processes() if qemu.uuid not in known]
+    found = []
+    for lock in orphans:
+        lease = this.store.lease_of_name(lock.name)
+        text = f"lease {lock.name} ({this.store.identity_of(lock.name) or 'of unknown storage'}) is held for no start"
+        if strangers:
+            names = ", ".join(quoted(qemu.name) for qemu in strangers)
+            found.append(Found("lease", f"{text}; guests without a record run and might need it: {names}", False))
+            continue
+        if not dry_run:
+            with client.Connection() as connection:
+                connection.give_back(lease)
+        found.append(Found("lease", f"{text}: given back", not dry_run))
+    return found
+
+
+def _leftovers(this: Here, dry_run: bool) -> List[str]:
+    return list(this.store.leftovers() if dry_run else this.store.clean())
+
+
+def _damaged(this: Here, repair: bool, force: str) -> List[Found]:
+    found = []
+    for name in this.store.damaged():
+        text = f"lease {name} ({this.store.identity_of(name) or 'of unknown storage'}) is damaged"
+        obstacle = _may_be_held(name, this)
+        if obstacle and not force:
+            found.append(Found("damaged lease", f"{text}; {obstacle}", False))
+        elif not repair:
+            found.append(Found("damaged lease", f"{text}; `vmguard gc --repair` makes it anew", False))
+        else:
+            this.store.reformat(name)
+            found.append(Found("damaged lease", f"{text}: made anew", True))
+    return found
+
+
+def _may_be_held(name: str, this: Here) -> str:
+    """Why somebody may be holding a lease that nobody can read any more; "" if that is out of the question."""
+    for one in instance.load_all():
+        if any(this.store.lease(want.claim.identity).name == name and not want.missing for want in one.wants):
+            return f"{quoted(one.name)} on this host has it: stop that first"
+    live = {
+        state.host_id: state for state in this.states.values() if _may_live(state) and state.host_id != this.host_id
+    }
+    if not live:
+        return ""
+    notes = this.store.notes_of_name(name)
+    if not notes:
+        others = ", ".join(this.store.host_name(number) or str(number) for number in sorted(live))
+        return f"no note says who had it last, and {others} may: make sure there, then use --force REASON"
+    for note in notes:
+        state = live.get(note.host_id)
+        if state is not None and state.generation == note.generation:
+            return f"{note.host} had it last, for {quoted(note.domain)}: run `vmguard gc --repair` there"
+    return ""
+
+
+def _may_live(state: HostState) -> bool:
+    return state.state not in ("free", "dead")

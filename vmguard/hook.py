@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+libvirt's arguments in, exit status and words out.
+
+Called by the hook script as `python3 -I -m vmguard.hook LIBVIRTD-PID NAME OPERATION ...` with the domain XML on standard
+input. Exit status:
+
+    0  go on
+    1  refuse (prepare, start): the words are on standard error, and are what `virsh start` prints
+    3  end the guest that has just started (started): its leases are not certain
+
+Everything else that happens in `started`, `release` and `reconnect` is written down and ends in 0: our own fault never
+kills a running guest.
+"""
+
+import os
+import sys
+from typing import Callable, Dict, List
+
+from vmguard import deadline, events, guard, host
+from vmguard._xml import MAX_BYTES
+from vmguard.config import load
+from vmguard.errors import Error, Late, Misconfigured, Refused
+from vmguard.report import sentence
+
+REFUSE = 1
+END_GUEST = 3
+
+Operation = Callable[[bytes, host.Process], None]
+
+OPERATIONS: Dict[str, Operation] = {
+    "prepare": guard.prepare,
+    "start": guard.start,
+    "started": guard.started,
+    "release": guard.release,
+    "reconnect": guard.reconnect,
+}
+
+
+def status_of(operation: str, error: Error) -> int:
+    """What an error means for libvirt: a refusal before the guest runs; afterwards only proof ends it."""
+    if operation in ("prepare", "start"):
+        return REFUSE
+    if operation == "started" and isinstance(error, Refused):
+        return END_GUEST
+    return 0
+
+
+def answer(operation: str, name: str, xml: bytes, libvirtd: int) -> deadline.Outcome:
+    """Do it. Every error that vmguard raises on purpose becomes a status and words here."""
+    try:
+        caller = host.process(libvirtd)
+        if caller is None:
+            raise Late(0, "starting: libvirt has gone")
+        if os.geteuid() != 0:
+            guard.unprivileged(operation, xml)
+        else:
+            OPERATIONS[operation](xml, caller)
+        return 0, ""
+    except Error as error:
+        status, text = status_of(operation, error), sentence(error, name)
+        event = {REFUSE: "refused", END_GUEST: "ended"}.get(status, "alarm")
+        events.record(event, text, domain=name, operation=operation, error=type(error).__name__)
+        return status, text
+
+
+def outcome_of(operation: str, name: str, xml: bytes, libvirtd: int) -> deadline.Outcome:
+    """The outcome, whatever happens to the process that works it out."""
+    try:
+        seconds = load().deadline
+    except Misconfigured:
+        seconds = 20  # the default; the child meets the same error, and says it
+    try:
+        return deadline.run(seconds, lambda: answer(operation, name, xml, libvirtd))
+    except Late as error:
+        text = sentence(error, name)
+        status = 0 if error.tolerated else status_of(operation, error)
+        events.record("refused" if status else "late", text, domain=name, operation=operation, reason=error.tolerated)
+        return status, text
+    except deadline.Bug as bug:
+        events.record("bug", str(bug), domain=name, operation=operation)
+        why = f"vmguard: an error in vmguard itself, nothing is known about this guest. {events.path()} has the trace"
+        return status_of(operation, Error()), why
+
+
+def main(arguments: List[str]) -> int:
+    """The hook's process. Standard output stays empty: libvirt would take it for XML."""
+    libvirtd, name, operation = int(arguments[0]), arguments[1], arguments[2]
+    if operation not in OPERATIONS:
+        return 0
+    xml = sys.stdin.buffer.read(MAX_BYTES + 1)
+    status, text = outcome_of(operation, name, xml, libvirtd)
+    if status and guard.only_watches():
+        events.record("would-refuse", text, domain=name, operation=operation)
+        return 0
+    if status:
+        os.write(2, (text + "\n").encode("utf-8", "backslashreplace"))
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+Instances: one record for every start of a guest, on disk before anything is taken for it.
+
+Leases are given back by record, never by the XML of the `release` hook: that one shows hot-plugged and pivoted disks,
+and after a refused `prepare` it names disks that are somebody else's. A record is a JSON file under /run/vmguard/instances,
+written whole (temporary file, rename); decisions are made on it only under the host lock.
+
+States of a record:
+
+    intent   what will be taken is known, some of it may have been. Found under the host lock, its maker is dead.
+    held     `prepare` said yes. Every lease is an orphan of this host; a QEMU may or may not exist.
+    running  `started` found the QEMU; exclusive leases are QEMU's own (owner "qemu") or stay orphans (owner "host").
+"""
+
+import json
+import os
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+
+from vmguard import paths
+from vmguard.claims import Claim, Mode
+from vmguard.errors import RecordBroken
+from vmguard.host import Process
+
+FORMAT = 1
+
+
+class Want(NamedTuple):
+    """One lease that the instance needs, or would have needed."""
+
+    claim: Claim
+    # The version at which this instance holds it: the token that shows that nobody had it in between. None for a lease
+    # that is shared with other instances of this host, and before it is acquired.
+    lver: Optional[int] = None
+    # True: the guest runs without this lease (audit mode, override); the reason is in the event log.
+    missing: bool = False
+
+
+class Instance(NamedTuple):
+    """One start of a guest on this host."""
+
+    id: str
+    uuid: str
+    name: str
+    boot_id: str
+    libvirtd: Process
+    state: str
+    wants: Tuple[Want, ...]
+    since: float  # seconds since the epoch
+    host_id: int = 0
+    generation: int = 0  # of this host in the lockspace when the leases were taken: later, all orphans of then are gone
+    owner: str = "host"  # who has the exclusive leases: "host" (orphans) or "qemu"
+    qemu: Optional[Process] = None
+    note: str = ""  # "audit", or the reason of the override it was started by
+    frozen: bool = False  # stopped by a join until its leases are certain
+
+
+def new_id(uuid: str) -> str:
+    """A name for one start: the domain's uuid and 32 random bits, safe as a file name whatever the uuid field held."""
+    clean = "".join(c for c in uuid if c in "0123456789abcdef-")
+    return f"{clean}.{os.urandom(4).hex()}"
+
+
+def directory() -> str:
+    return os.path.join(paths.RUN, "instances")
+
+
+def _path(instance_id: str) -> str:
+    return os.path.join(directory(), instance_id + ".json")
+
+
+def _plain(instance: Instance) -> Dict[str, Any]:
+    record: Dict[str, Any] = instance._asdict()
+    record["format"] = FORMAT
+    record["libvirtd"] = list(instance.libvirtd)
+    record["qemu"] = list(instance.qemu) if instance.qemu else None
+    record["wants"] = [_plain_want(want) for want in instance.wants]
+    return record
+
+
+def _plain_want(want: Want) -> Dict[str, Any]:
+    return {"claim": want.claim._asdict(), "lver": want.lver, "missing": want.missing}
+
+
+def _want(record: Dict[str, Any]) -> Want:
+    claim = record["claim"]
+    return Want(Claim(**dict(claim, mode=Mode(claim["mode"]))), record["lver"], record["missing"])
+
+
+def _instance(record: Dict[str, Any]) -> Instance:
+    if record.pop("format") != FORMAT:
+        raise ValueError("it was written by another version of vmguard")
+    record["libvirtd"] = Process(*record["libvirtd"])
+    record["qemu"] = Process(*record["qemu"]) if record["qemu"] else None
+    record["wants"] = tuple(_want(want) for want in record["wants"])
+    return Instance(**record)
+
+
+def write(instance: Instance) -> None:
+    """
+    Put the record in place, whole or not at all.
+
+    Names of domains and paths may hold bytes that are no UTF-8 (surrogate escapes): JSON escapes them.
+    Raises RecordBroken where /run cannot be written: nothing may be taken then.
+    """
+    target = _path(instance.id)
+    temporary = f"{target}.{os.getpid()}.tmp"
+    try:
+        os.makedirs(directory(), mode=0o755, exist_ok=True)
+        with open(temporary, "w", encoding="ascii") as file:
+            json.dump(_plain(instance), file)
+        os.rename(temporary, target)
+    except OSError as error:
+        raise RecordBroken(target, error.strerror or str(error)) from error
+
+
+def forget(instance: Instance) -> None:
+    """Remove the record. What it wanted must have been given back."""
+    for path in (_path(instance.id), late_marker(instance)):
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise RecordBroken(path, error.strerror or str(error)) from error
+
+
+def names() -> List[str]:
+    """The file names of all records, readable or not."""
+    try:
+        return sorted(entry for entry in os.listdir(directory()) if entry.endswith(".json"))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise RecordBroken(directory(), error.strerror or str(error)) from error
+
+
+def load(name: str) -> Optional[Instance]:
+    """One record; None if it has gone. Raises RecordBroken if it cannot be read."""
+    path = os.path.join(directory(), name)
+    try:
+        with open(path, encoding="ascii") as file:
+            return _instance(json.load(file))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise RecordBroken(path, str(error)) from error
+
+
+def load_all() -> List[Instance]:
+    """
+    Every record of this host.
+
+    Raises RecordBroken for one that cannot be read: what it holds is unknown, so nothing can be decided beside it.
+    """
+    found = (load(name) for name in names())
+    return [one for one in found if one is not None]
+
+
+# -- what is left for `start`: the hook script looks only whether this folder has entries ------------------------------
+
+
+def late_marker(instance: Instance) -> str:
+    return os.path.join(paths.RUN, "late", instance.id)
+
+
+def mark_late(instance: Instance) -> None:
+    """Let the `start` hook run for this instance: something it names did not exist yet."""
+    path = late_marker(instance)
+    try:
+        os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+        os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
+    except OSError as error:
+        raise RecordBroken(path, error.strerror or str(error)) from error
+
+
+def is_late(instance: Instance) -> bool:
+    return os.path.exists(late_marker(instance))
+
+
+def unmark_late(instance: Instance) -> None:
+    try:
+        os.unlink(late_marker(instance))
+    except OSError:
+        pass  # costs one needless look at the next `start`, nothing else

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+Joining and leaving the lockspace, with guests in mind.
+
+A sanlock daemon that restarts has lost all leases of its host, while the QEMUs run on. The moment this host joins again,
+its generation rises and every other host may take those leases. So a join first looks for guests that had leases: they
+are stopped in their tracks (SIGSTOP), the host joins, and takes for each guest what it had. If a lease's version shows
+that nobody was there in between, the guest goes on, from now on with its leases held by the host. If somebody was,
+the guest is killed: a second writer is proven, and its next write would be the damage.
+"""
+
+import os
+import signal
+from typing import List, NamedTuple, Tuple
+
+from vmguard import events, host, hostlock, instance
+from vmguard.claims import Mode
+from vmguard.config import Config, load
+from vmguard.deadline import step
+from vmguard.errors import BadRequest, CannotTell, Error, InUse, LeaseLost, Misconfigured, NotJoined
+from vmguard.guard import Here, acquire, here, qemu_of, sweep, write_note
+from vmguard.host import Process
+from vmguard.instance import Instance
+from vmguard.leases import client, lockspace
+from vmguard.leases.store import Store
+from vmguard.report import sentence
+
+
+class Joined(NamedTuple):
+    """What a join did."""
+
+    was_member: bool
+    kept: Tuple[str, ...] = ()  # domains that ran without leases and have them again
+    killed: Tuple[str, ...] = ()  # domains whose disks somebody else had taken
+    unsure: Tuple[str, ...] = ()  # domains that stay stopped: it could not be found out
+
+
+def join_host() -> Joined:
+    """
+    Make this host a member of the lockspace of its store. Idempotent.
+
+    Takes 2 io_timeouts + 1 s, up to 8 io_timeouts + 60 s more after a crash under another host name. Raises
+    Misconfigured where this host was not set up, HostIdTaken, and the CannotTell kinds of store and sanlock.
+    """
+    config = load()
+    if config.store is None or config.host_id is None:
+        raise Misconfigured("/etc/vmguard", "this host was not set up", "run `vmguard setup`")
+    store = Store.open(config.store, config.cluster)
+    with hostlock.held():
+        if lockspace.state(store, config.host_id) == "joined" and not _any_lost(config):
+            sweep(here(config))
+            return Joined(was_member=True)
+        running = _running()
+        for one, qemu in running:
+            instance.write(one._replace(frozen=True))
+            _signal(qemu, signal.SIGSTOP)
+        try:
+            step("joining the lockspace")
+            lockspace.join(store, config.host_id, host.key())
+        except Error:
+            _thaw(running)  # still no member: nobody can have taken what they had before sanlock calls this host dead
+            raise
+        return _take_back(running, here(config))
+
+
+def _any_lost(config: Config) -> bool:
+    """Whether a running guest was left stopped, or has leases of an earlier membership, by a join that died."""
+    this = here(config)
+    return any(one.frozen or one.generation != this.generation for one, _ in _running())
+
+
+def _running() -> List[Tuple[Instance, Process]]:
+    """Instances of this boot whose QEMU lives, with or without their leases."""
+    found = []
+    for one in instance.load_all():
+        if one.boot_id == host.boot_id() and one.state != "intent":
+            qemu = qemu_of(one)
+            if qemu is not None:
+                found.append((one, qemu))
+    return found
+
+
+def _signal(qemu: Process, number: int) -> None:
+    if host.alive(qemu):
+        try:
+            os.kill(qemu.pid, number)
+        except ProcessLookupError:
+            pass
+
+
+def _thaw(running: List[Tuple[Instance, Process]]) -> None:
+    for one, qemu in running:
+        _signal(qemu, signal.SIGCONT)
+        instance.write(one._replace(frozen=False))
+
+
+def _take_back(running: List[Tuple[Instance, Process]], this: Here) -> Joined:
+    kept, killed, unsure = [], [], []
+    for one, qemu in running:
+        if one.generation == this.generation:
+            _thaw([(one, qemu)])
+            continue
+        try:
+            instance.write(_again(one, qemu, this))
+        except (InUse, LeaseLost) as error:
+            events.record("killed", sentence(error, one.name), domain=one.name, uuid=one.uuid, pid=qemu.pid)
+            _signal(qemu, signal.SIGKILL)
+            killed.append(one.name)
+        except CannotTell as error:
+            events.record("alarm", sentence(error, one.name), domain=one.name, uuid=one.uuid, pid=qemu.pid)
+            unsure.append(one.name)
+        else:
+            _signal(qemu, signal.SIGCONT)
+            kept.append(one.name)
+            events.record("rejoined", f"{one.name} has its leases again", domain=one.name, uuid=one.uuid)
+    sweep(this)
+    return Joined(False, tuple(kept), tuple(killed), tuple(unsure))
+
+
+def _again(one: Instance, qemu: Process, this: Here) -> Instance:
+    """
+    The leases of a running guest, taken anew as orphans of this host: sanlock has forgotten its QEMU for good.
+
+    Raises LeaseLost or InUse where somebody had one in between.
+    """
+    others = [other for other in instance.load_all() if other.id != one.id and other.generation == this.generation]
+    have = {want.claim.identity for other in others for want in other.wants if not want.missing}
+    # A join that died after taking some of them: those are orphans of ours, of this membership.
+    already = {lock.name: lock for lock in client.orphans(this.store.lockspace)}
+    wants = []
+    with client.Connection() as connection:
+        for want in one.wants:
+            lease = this.store.lease(want.claim.identity)
+            if want.missing or (want.claim.identity in have and want.claim.mode is not Mode.EXCLUSIVE):
+                wants.append(want)
+                continue
+            found = already.get(lease.name)
+            lver = found.lver if found is not None else acquire(want.claim, this, connection)
+            # Each exclusive acquire adds one: ours, and no other.
+            if want.claim.mode is Mode.EXCLUSIVE and want.lver is not None and lver != want.lver + 1:
+                raise LeaseLost(want.claim, want.lver + 1, lver)
+            wants.append(want._replace(lver=lver))
+    if client.daemon_facts().use_watchdog:
+        client.used_by_orphans(this.store.lockspace, True)
+    again = one._replace(
+        wants=tuple(wants), generation=this.generation, state="running", owner="host", qemu=qemu, frozen=False
+    )
+    for want in again.wants:
+        if want.lver is not None and not want.missing:
+            write_note(want, again, this)
+    return again
+
+
+def leave_host() -> bool:
+    """
+    Leave the lockspace. False if this host was no member.
+
+    Raises BadRequest while a guest here needs its leases: sanlock would kill it.
+    """
+    config = load()
+    if config.store is None or config.host_id is None:
+        raise Misconfigured("/etc/vmguard", "this host was not set up", "run `vmguard setup`")
+    store = Store.open(config.store, config.cluster)
+    with hostlock.held():
+        if lockspace.state(store, config.host_id) == "out":
+            return False
+        try:
+            left = sweep(here(config))
+        except NotJoined:
+            left = []
+        if left:
+            names = ", ".join(sorted(one.name for one in left))
+            raise BadRequest(f"guests on this host need their leases: {names}", "stop or migrate them first")
+        lockspace.leave(store, config.host_id)
+        return True

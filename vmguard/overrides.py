@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+Overrides: an administrator's word that one start of one domain is to go through, whatever the guard finds.
+
+One start only, with a reason, on this host, until the next boot or for an hour: what was true when it was given may not be
+later. A file under /run/vmguard/overrides, taken away by the start that uses it before anything else happens.
+"""
+
+import json
+import os
+import time
+from typing import List, NamedTuple, Optional
+
+from vmguard import paths
+from vmguard.errors import RecordBroken
+
+# Long enough to give the word, look once more and start; short enough that a forgotten one does not lie in wait.
+VALID_SECONDS = 3600
+
+
+class Override(NamedTuple):
+    """One override, not yet used."""
+
+    uuid: str
+    name: str
+    reason: str
+    by: str  # login name of who gave it
+    given: float  # seconds since the epoch
+
+
+def _path(uuid: str) -> str:
+    return os.path.join(paths.RUN, "overrides", uuid + ".json")
+
+
+def give(override: Override) -> None:
+    """Write an override down, replacing an earlier one of the same domain. Raises RecordBroken."""
+    path = _path(override.uuid)
+    temporary = f"{path}.{os.getpid()}.tmp"
+    try:
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        with open(temporary, "w", encoding="ascii") as file:
+            json.dump(override._asdict(), file)
+        os.rename(temporary, path)
+    except OSError as error:
+        raise RecordBroken(path, error.strerror or str(error)) from error
+
+
+def _read(path: str) -> Optional[Override]:
+    try:
+        with open(path, encoding="ascii") as file:
+            override = Override(**json.load(file))
+        age = time.time() - override.given
+    except (OSError, ValueError, TypeError):
+        return None  # none, or none that can be believed
+    return override if 0 <= age <= VALID_SECONDS else None
+
+
+def take(uuid: str) -> Optional[Override]:
+    """The override for this start, if there is one that is still valid. It is gone afterwards, used or not."""
+    path = _path(uuid)
+    override = _read(path)
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        # One that cannot be taken away would be there for the next start too.
+        raise RecordBroken(path, error.strerror or str(error)) from error
+    return override
+
+
+def withdraw(uuid: str) -> bool:
+    """Take an unused override back. True if there was one."""
+    return take(uuid) is not None
+
+
+def pending() -> List[Override]:
+    """All overrides that wait for their start."""
+    folder = os.path.join(paths.RUN, "overrides")
+    try:
+        names = sorted(name for name in os.listdir(folder) if name.endswith(".json"))
+    except OSError:
+        return []
+    found = (_read(os.path.join(folder, name)) for name in names)
+    return [override for override in found if override is not None]

@@ -1,0 +1,319 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+Errors as sentences: what happened, to which disk of which domain, who is in the way, what to do.
+
+The only place with prose. `sentence` is for a start that was refused (it is what `virsh start` prints), `message` for
+commands.
+"""
+
+import errno as errnos
+import os
+import time
+from typing import Callable, Dict, List, Optional
+
+from vmguard import errors
+from vmguard.claims import Claim
+from vmguard.text import duration, moment, plain, quoted, typed
+
+# sanlock_rv.h: those an administrator may meet, in words.
+CODES = {
+    -202: "an I/O timeout on the lease storage",
+    -203: "the watchdog daemon wdmd does not run",
+    -210: "an I/O error on the lease storage",
+    -211: "an I/O error on the lease storage",
+    -214: "the lease is damaged",
+    -220: "an I/O error on the lease storage",
+    -221: "an I/O error on the lease storage",
+    -223: "there is no lease at that place",
+    -224: "the lease was made by a newer version of sanlock",
+    -262: "the host id is used by another host",
+}
+
+
+def sentence(error: errors.Error, domain: str, now: Optional[float] = None) -> str:
+    """
+    The text of a refusal. The first line says it all; the lines below say who, since when, and what to do.
+
+    now: seconds since the epoch, for "since"; the present by default.
+    """
+    lines = _REFUSALS.get(type(error), _anything)(error, domain, time.time() if now is None else now)
+    return "\n".join(lines)
+
+
+def message(error: errors.Error) -> str:
+    """The text of an error that a command ends with."""
+    if isinstance(error, errors.HostIdTaken):
+        how = "is renewing it right now" if error.live else "has claimed it"
+        return "\n".join(
+            [
+                f"host id {error.host_id} is taken in {plain(error.store)}: {error.by} {how}.",
+                "do:  use another one (vmguard setup --host-id auto finds a free one)."
+                + (" A cloned host image? Give this host its own /etc/machine-id." if error.live else ""),
+            ]
+        )
+    if isinstance(error, errors.Misconfigured):
+        return f"{plain(error.where)}: {error.why}" + (f"\ndo:  {error.remedy}" if error.remedy else "")
+    if isinstance(error, errors.BadRequest):
+        return error.why + (f"\ndo:  {error.remedy}" if error.remedy else "")
+    return sentence(error, "")
+
+
+# -- one function a kind -----------------------------------------------------------------------------------------------
+
+
+def _head(domain: str, why: str) -> str:
+    return f"vmguard: domain {quoted(domain)} was not started: {why}" if domain else f"vmguard: {why}"
+
+
+def _place(what: str, path: str) -> str:
+    """The line that names the storage. What it is to the domain stands in the head; the path is what can be looked at."""
+    return f"  {'disk: ' if what.startswith('disk') else 'path: '} {plain(path)}"
+
+
+def _in_use(error: errors.InUse, domain: str, now: float) -> List[str]:
+    claim, holders = error.claim, error.holders
+    itself = claim.identity.startswith("vm:")
+    head = "it runs already." if itself else f"{claim.what} is in use."
+    lines = [_head(domain, head)]
+    if not itself:
+        lines.append(_place(claim.what, claim.path))
+        if not claim.why.startswith("the guest"):
+            lines.append(f"  why:   {claim.why}")
+    for holder in holders:
+        lines.append(f"  by:    {_holder(holder, claim, now)}")
+    if not holders:
+        lines.append("  by:    somebody who let go of it this moment")
+    lines.append(f"  do:    {_in_use_remedy(error, domain)}")
+    return lines
+
+
+def _where(holder: errors.Holder) -> str:
+    if holder.here:
+        return f"this host ({os.uname().nodename})"
+    return f"host {plain(holder.host)}" if holder.host else f"the host with id {holder.host_id}"
+
+
+def _holder(holder: errors.Holder, claim: Claim, now: float) -> str:
+    if holder.domain is None:
+        text = f"somebody on {_where(holder)}; its note does not say which domain"
+    else:
+        text = f"domain {quoted(holder.domain)} on {_where(holder)}"
+        if not claim.identity.startswith("vm:"):
+            text += f", as {plain(holder.path or '?')}"
+            if holder.shared:
+                text += " (reading or sharing it)"
+        if holder.since is not None:
+            text += f", since {moment(holder.since)} ({duration(now - holder.since)})"
+    if holder.alive is False:
+        text += "; that host does not answer"
+    return text
+
+
+def _in_use_remedy(error: errors.InUse, domain: str) -> str:
+    holders = error.holders
+    if not holders:
+        return "start it again"
+    first = holders[0]
+    if first.alive is False:
+        return (
+            f"if {_where(first)} is really down, wait: its leases end by themselves, within minutes, and the start"
+            " then succeeds. `vmguard status` shows how far that is"
+        )
+    who = quoted(first.domain) if first.domain else "whoever has it"
+    if error.claim.identity.startswith("vm:"):
+        return f"use it where it runs, or stop it there: virsh shutdown {typed(first.domain or '')}, on {_where(first)}"
+    return (
+        f"stop {who} on {_where(first)}, or give {quoted(domain)} a disk of its own"
+        f" (`vmguard explain {typed(domain)}` shows how both names lead to one disk)"
+    )
+
+
+def _used_by_host(error: errors.UsedByHost, domain: str, now: float) -> List[str]:
+    return [
+        _head(domain, f"{error.what} is in use by this host itself."),
+        _place(error.what, error.path),
+        f"  by:    this host: {error.how}",
+        "  do:    unmount or deactivate it on this host first, or give the domain another disk",
+    ]
+
+
+def _unguardable(error: errors.Unguardable, domain: str, now: float) -> List[str]:
+    return [
+        _head(domain, f"{error.what} cannot be guarded."),
+        _place(error.what, error.path),
+        f"  why:   {error.why}",
+        f"  do:    name {plain(error.instead)} instead" if error.instead else "  do:    move it to other storage",
+    ]
+
+
+def _named_twice(error: errors.NamedTwice, domain: str, now: float) -> List[str]:
+    return [
+        _head(domain, "it names one storage object twice, and writes it."),
+        f"  once:  {error.first.what}, {plain(error.first.path)}: {error.first.why}",
+        f"  again: {error.second.what}, {plain(error.second.path)}: {error.second.why}",
+        "  do:    take one of them out of the definition",
+    ]
+
+
+def _local_store(error: errors.LocalStore, domain: str, now: float) -> List[str]:
+    return [
+        _head(domain, f"other hosts can see {error.claim.what}, but not the leases of this host."),
+        f"{_place(error.claim.what, error.claim.path)}: {error.claim.why}",
+        f"  store: {plain(error.store)}, which is local to this host",
+        "  do:    put the leases on storage that all hosts share (vmguard setup --store DIR on each), or say that no",
+        "         other host can reach this storage: vmguard setup --single-host",
+    ]
+
+
+def _no_watchdog(error: errors.NoWatchdog, domain: str, now: float) -> List[str]:
+    return [
+        _head(domain, "its leases could not be made to protect it."),
+        "  why:   libvirt has not loaded its sanlock plugin, so QEMU cannot own its leases; and sanlock runs without a",
+        "         watchdog that would reset the host when leases are lost",
+        "  do:    install the plugin (Debian 12: libvirt-sanlock), run vmguard setup, restart libvirtd (guests keep",
+        "         running); or run sanlock with wdmd; or accept it: without_watchdog = accept in vmguard.conf",
+    ]
+
+
+def _lease_lost(error: errors.LeaseLost, domain: str, now: float) -> List[str]:
+    return [
+        _head(domain, f"the lease of {error.claim.what} was lost while it started; it was stopped at once."),
+        _place(error.claim.what, error.claim.path),
+        f"  why:   held at version {error.expected}, found {error.found if error.found is not None else 'nothing'}:"
+        " somebody may have written in between",
+        "  do:    start it again; if that fails, look at `vmguard status` and the log of sanlock",
+    ]
+
+
+def _cannot_tell(domain: str, what: str, why: str, do: str) -> List[str]:
+    return [
+        _head(domain, f"vmguard cannot tell whether it is safe: {what}."),
+        f"  why:   {why}",
+        f"  do:    {do}",
+    ]
+
+
+def _bad_domain(error: errors.BadDomain, domain: str, now: float) -> List[str]:
+    line = f" (line {error.line} of its XML)" if error.line else ""
+    return _cannot_tell(domain, "its definition cannot be understood", error.why + line, "mend the definition")
+
+
+def _unresolvable(error: errors.Unresolvable, domain: str, now: float) -> List[str]:
+    what = error.what or "a disk"
+    return _cannot_tell(
+        domain,
+        f"what {what} is could not be found out",
+        f"{plain(error.path)}: {error.why}",
+        "make the path available on this host, or correct it in the definition",
+    )
+
+
+def _sanlock_failed(error: errors.SanlockFailed, domain: str, now: float) -> List[str]:
+    words = CODES.get(error.code) or (os.strerror(-error.code) if -200 < error.code < 0 else "an error")
+    return _cannot_tell(
+        domain,
+        f"sanlock could not {error.call} a lease",
+        f"{plain(error.about)}: {words} (sanlock {error.code})",
+        "look at `vmguard status` and /var/log/sanlock.log, then start it again",
+    )
+
+
+def _sanlock_down(error: errors.SanlockDown, domain: str, now: float) -> List[str]:
+    return _cannot_tell(
+        domain,
+        "the sanlock daemon does not answer",
+        errnos.errorcode.get(error.errno, str(error.errno)) + ": " + os.strerror(error.errno),
+        "start sanlock (systemctl start sanlock), then `vmguard join`; guests that run are not touched",
+    )
+
+
+def _not_joined(error: errors.NotJoined, domain: str, now: float) -> List[str]:
+    if error.joining:
+        return _cannot_tell(
+            domain, "this host is just joining the lockspace", plain(error.lockspace), "start it again in a moment"
+        )
+    return _cannot_tell(
+        domain,
+        "this host is not a member of the lockspace",
+        plain(error.lockspace),
+        "run `vmguard join`, start it again",
+    )
+
+
+def _unexplained(error: errors.Unexplained, domain: str, now: float) -> List[str]:
+    return _cannot_tell(
+        domain,
+        f"this host holds the lease of {error.claim.what}, and no record says for whom",
+        plain(error.claim.path),
+        "run `vmguard gc`: it says which guests run without a record, and gives back what nobody needs",
+    )
+
+
+def _lease_damaged(error: errors.LeaseDamaged, domain: str, now: float) -> List[str]:
+    words = CODES.get(error.code, "it is too short" if error.code == -90 else f"sanlock {error.code}")
+    return _cannot_tell(
+        domain,
+        "a lease is damaged",
+        f"{plain(error.path)}: {words}",
+        "run `vmguard gc --repair`: it makes damaged leases anew where nobody can be holding them",
+    )
+
+
+def _store_broken(error: errors.StoreBroken, domain: str, now: float) -> List[str]:
+    return _cannot_tell(
+        domain,
+        "the lease store cannot be used",
+        f"{plain(error.path)}: {error.why}",
+        "mount or mend the store, then start it again",
+    )
+
+
+def _record_broken(error: errors.RecordBroken, domain: str, now: float) -> List[str]:
+    return _cannot_tell(
+        domain, "the records of this host cannot be used", f"{plain(error.path)}: {error.why}", "run `vmguard gc`"
+    )
+
+
+def _late(error: errors.Late, domain: str, now: float) -> List[str]:
+    return _cannot_tell(
+        domain,
+        f"there was no answer within {error.seconds:g} seconds",
+        f"it was {plain(error.doing)}",
+        "see whether the storage and sanlock answer (`vmguard status`), then start it again",
+    )
+
+
+def _misconfigured(error: errors.Misconfigured, domain: str, now: float) -> List[str]:
+    return _cannot_tell(
+        domain,
+        "vmguard is set up wrongly on this host",
+        f"{plain(error.where)}: {error.why}",
+        error.remedy or "correct it, then start it again",
+    )
+
+
+def _anything(error: errors.Error, domain: str, now: float) -> List[str]:
+    return _cannot_tell(domain, "something went wrong", f"{type(error).__name__}: {error}", "see the log of vmguard")
+
+
+_REFUSALS: Dict[type, Callable[..., List[str]]] = {
+    errors.InUse: _in_use,
+    errors.UsedByHost: _used_by_host,
+    errors.Unguardable: _unguardable,
+    errors.NamedTwice: _named_twice,
+    errors.LocalStore: _local_store,
+    errors.NoWatchdog: _no_watchdog,
+    errors.LeaseLost: _lease_lost,
+    errors.BadDomain: _bad_domain,
+    errors.Unresolvable: _unresolvable,
+    errors.SanlockFailed: _sanlock_failed,
+    errors.SanlockDown: _sanlock_down,
+    errors.NotJoined: _not_joined,
+    errors.Unexplained: _unexplained,
+    errors.LeaseDamaged: _lease_damaged,
+    errors.StoreBroken: _store_broken,
+    errors.RecordBroken: _record_broken,
+    errors.Late: _late,
+    errors.Misconfigured: _misconfigured,
+    errors.HostIdTaken: _misconfigured,
+}

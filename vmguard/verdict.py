@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+What a start would do, without doing it: the same claims, the same order, leases only read.
+
+The answer is of this moment. Only `guard.prepare`, which takes the leases, can promise anything.
+"""
+
+from typing import List, NamedTuple, Optional, Tuple
+
+from vmguard import host, instance
+from vmguard.claims import Claim, Mode, Needs, claim_on_itself, needs_of
+from vmguard.config import Config, load
+from vmguard.domain import Domain, Use
+from vmguard.errors import Error, Holder, InUse
+from vmguard.guard import Here, check_store_reaches, here
+from vmguard.holders import anywhere, excludes, local
+from vmguard.storage.facts import LiveFacts
+
+
+class Look(NamedTuple):
+    """One claim, and who stands where."""
+
+    claim: Claim
+    lease: str  # file name in the store, "" where there is no store
+    holders: Tuple[Holder, ...]
+    objection: Optional[Error] = None
+
+
+class Verdict(NamedTuple):
+    """All that was found. The start would be refused if there is any objection."""
+
+    domain: Domain
+    looks: Tuple[Look, ...]
+    objections: Tuple[Error, ...]
+    late: Tuple[Use, ...]  # made by libvirt on the way, looked at then
+    guarded: bool  # False: this host was not set up, or is switched off
+
+
+def verdict_of(domain: Domain) -> Verdict:
+    """What `prepare` would say now. Raises Misconfigured; everything else is among the objections."""
+    config = load()
+    objections: List[Error] = []
+    try:
+        needs = needs_of(domain, LiveFacts())
+    except Error as error:
+        objections.append(error)
+        needs = Needs((claim_on_itself(domain),))
+    if config.store is None or config.mode == "off":
+        looks = tuple(Look(claim, "", ()) for claim in needs.claims)
+        return Verdict(domain, looks, tuple(objections), needs.late, guarded=False)
+    try:
+        this = here(config)
+    except Error as error:
+        looks = tuple(Look(claim, "", ()) for claim in needs.claims)
+        return Verdict(domain, looks, (*objections, error), needs.late, guarded=True)
+    found = tuple(_look(claim, this, config) for claim in needs.claims)
+    objections += [look.objection for look in found if look.objection is not None]
+    return Verdict(domain, found, tuple(objections), needs.late, guarded=True)
+
+
+def _look(claim: Claim, this: Here, config: Config) -> Look:
+    lease = this.store.lease(claim.identity)
+    holders: List[Holder] = []
+    try:
+        check_store_reaches(claim, this)
+        running = [one for one in instance.load_all() if one.boot_id == host.boot_id()]
+        holders = local(claim, running, this.host_id)
+        if not holders and this.store.has(claim.identity):
+            holders = [
+                holder
+                for holder in anywhere(claim.identity, this.store, this.states)
+                if not (holder.host_id == this.host_id and holder.shared and claim.mode is not Mode.EXCLUSIVE)
+            ]
+    except Error as error:
+        return Look(claim, lease.name, tuple(holders), error)
+    against = [holder for holder in holders if holder.here or _excludes(claim, holder)]
+    return Look(claim, lease.name, tuple(holders), InUse(claim, against) if against else None)
+
+
+def _excludes(claim: Claim, holder: Holder) -> bool:
+    return excludes(claim.mode, Mode.SHARED if holder.shared else Mode.EXCLUSIVE)
