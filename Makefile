@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+#
+# make demo          two hosts on this machine, one disk: the second start is refused
+# make check         linters, unit tests and the tests on the rig; what they need is installed first (Debian, as root)
+# make install       below prefix; DESTDIR for packagers
+
+DESTDIR =
+prefix = /usr/local
+bindir = $(prefix)/bin
+datadir = $(prefix)/share
+mandir = $(datadir)/man
+sysconfdir = /etc
+localstatedir = /var
+unitdir = /usr/lib/systemd/system
+tmpfilesdir = /usr/lib/tmpfiles.d
+
+PYTHON = /usr/bin/python3
+PYTEST = PATH="$(CURDIR)/.venv/bin:$$PATH" $(PYTHON) -m pytest --color=no
+
+# The folder below prefix where this machine's Python looks for libraries; a folder of our own where it looks nowhere there.
+# /usr/local/lib begins with /usr, and is not meant by it.
+pythondir := $(shell $(PYTHON) -I -c 'import site, sys; below = sys.argv[1].rstrip("/") + "/lib"; \
+    print(next((d for d in site.getsitepackages() if d.startswith((below + "/", below + "64/"))), below + "/vmguard"))' '$(prefix)')
+
+# What tests and demo run on.
+PACKAGES = python3 python3-pytest python3-pytest-timeout python3-venv python3-libvirt \
+    libvirt-daemon-system libvirt-clients libvirt-sanlock sanlock python3-sanlock \
+    qemu-system-x86 qemu-utils iproute2 util-linux procps mandoc shellcheck
+LINTERS = ruff mypy codespell
+
+.PHONY: all check demo lint unit rig deps install uninstall clean
+
+all:
+	@echo 'Nothing to build. See the head of the Makefile: make demo, make check, make install.'
+
+demo: deps
+	$(PYTHON) tests/rig/demo.py
+
+check: deps
+	$(PYTEST) tests/unit tests/rig
+
+lint:
+	$(PYTEST) tests/unit/test_linters.py
+
+unit:
+	$(PYTEST) tests/unit
+
+rig:
+	$(PYTEST) tests/rig
+
+deps:
+	@packaging/deps $(PACKAGES)
+	@packaging/linters $(LINTERS)
+
+install:
+	install -d '$(DESTDIR)$(pythondir)' '$(DESTDIR)$(bindir)' '$(DESTDIR)$(datadir)/vmguard'
+	$(PYTHON) -I packaging/copy-library vmguard '$(DESTDIR)$(pythondir)/vmguard'
+	$(PYTHON) -I -m compileall -q -s '$(DESTDIR)' -p / '$(DESTDIR)$(pythondir)/vmguard'
+	printf '%s\n' '#!/usr/bin/python3 -I' 'import sys' '' 'sys.path.insert(0, "$(pythondir)")' \
+	    'from vmguard.cli import main' '' 'sys.exit(main())' >'$(DESTDIR)$(bindir)/vmguard'
+	chmod 755 '$(DESTDIR)$(bindir)/vmguard'
+	sed "s|^library=''$$|library='$(pythondir)'|" hooks/qemu >'$(DESTDIR)$(datadir)/vmguard/hook'
+	chmod 755 '$(DESTDIR)$(datadir)/vmguard/hook'
+# It lets everything pass until `vmguard setup`.
+	install -D -m 755 '$(DESTDIR)$(datadir)/vmguard/hook' '$(DESTDIR)$(sysconfdir)/libvirt/hooks/qemu.d/50-vmguard'
+	install -d '$(DESTDIR)$(sysconfdir)/vmguard/vmguard.conf.d'
+	test -e '$(DESTDIR)$(sysconfdir)/vmguard/vmguard.conf' || \
+	    install -m 644 conf/vmguard.conf '$(DESTDIR)$(sysconfdir)/vmguard/vmguard.conf'
+	install -D -m 644 man/vmguard.8 '$(DESTDIR)$(mandir)/man8/vmguard.8'
+	install -D -m 644 man/vmguard.conf.5 '$(DESTDIR)$(mandir)/man5/vmguard.conf.5'
+	install -D -m 644 packaging/tmpfiles/vmguard.conf '$(DESTDIR)$(tmpfilesdir)/vmguard.conf'
+	install -d '$(DESTDIR)$(unitdir)' '$(DESTDIR)$(localstatedir)/lib/vmguard'
+	for unit in packaging/systemd/*; do \
+	    sed 's|@bindir@|$(bindir)|' "$$unit" >'$(DESTDIR)$(unitdir)'/"$${unit##*/}" && \
+	    chmod 644 '$(DESTDIR)$(unitdir)'/"$${unit##*/}" || exit; \
+	done
+
+# The configuration stays. A host that is set up must be taken back first: without the library its hook refuses every start.
+uninstall:
+	@test ! -e '$(DESTDIR)$(localstatedir)/lib/vmguard/host.json' || \
+	    { echo 'This host is set up: run `vmguard setup --remove` first.' >&2; exit 1; }
+	rm -f '$(DESTDIR)$(sysconfdir)/libvirt/hooks/qemu.d/50-vmguard'
+	rm -rf '$(DESTDIR)$(pythondir)/vmguard' '$(DESTDIR)$(datadir)/vmguard'
+	rm -f '$(DESTDIR)$(bindir)/vmguard' '$(DESTDIR)$(mandir)/man8/vmguard.8' '$(DESTDIR)$(mandir)/man5/vmguard.conf.5'
+	rm -f '$(DESTDIR)$(tmpfilesdir)/vmguard.conf'
+	for unit in packaging/systemd/*; do rm -f '$(DESTDIR)$(unitdir)'/"$${unit##*/}" || exit; done
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache build *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,366 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What setup plans, on a host made of a temporary folder; sanlock, store and libvirt's daemons are stood in for."""
+
+import json
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Dict, List, Optional
+
+import pytest
+
+from vmguard import config, host, membership, paths
+from vmguard.errors import BadRequest, CannotTell, HostIdTaken, Misconfigured, StoreBroken
+from vmguard.leases import status
+from vmguard.setup import daemons, libvirtside, others, place, plan, removal, steps
+from vmguard.setup.libvirtconf import get
+
+QEMU_CONF = b'# The lock manager\n#lock_manager = "lockd"\nuser = "root"\n'
+
+
+class FakeStore:
+    """A store as setup sees one: a folder with the cluster's id and the host ids in one file."""
+
+    def __init__(self, path: str) -> None:
+        self.path, self.by = path, "elsewhere"
+        self.fields: Dict[str, Any] = json.loads(Path(path, "vmguard.json").read_text())
+        self.cluster, self.io_timeout = self.fields["cluster"], self.fields["io_timeout"]
+
+    @classmethod
+    def create(cls, path: str, io_timeout: int) -> "FakeStore":
+        os.makedirs(path)
+        Path(path, "vmguard.json").write_text(json.dumps({"cluster": "abcd", "io_timeout": io_timeout, "hosts": {}}))
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: str, cluster: Optional[str] = None) -> "FakeStore":
+        store = cls(path)
+        if cluster not in (None, store.cluster):
+            raise StoreBroken(path, "another cluster's")
+        return store
+
+    def host_record(self, host_id: int) -> Any:
+        machine = self.fields["hosts"].get(str(host_id))
+        return None if machine is None else host.HostKey(machine, "")
+
+    def claim_host_id(self, wanted: Optional[int], key: host.HostKey) -> int:
+        number = wanted or next(n for n in range(1, 10) if str(n) not in self.fields["hosts"])
+        if self.fields["hosts"].setdefault(str(number), key.machine) != key.machine:
+            raise HostIdTaken(number, self.path, "elsewhere", False)
+        Path(self.path, "vmguard.json").write_text(json.dumps(self.fields))
+        return number
+
+    def release_host_id(self, host_id: int, key: host.HostKey) -> None:
+        del self.fields["hosts"][str(host_id)]
+        Path(self.path, "vmguard.json").write_text(json.dumps(self.fields))
+
+
+class Machine:
+    """The host under test."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.joined = False
+        self.calls: List[str] = []
+        self.qemu_conf = root / "libvirt" / "qemu.conf"
+        self.plugin_conf = root / "libvirt" / "qemu-sanlock.conf"
+        self.hook = root / "libvirt" / "hooks" / "qemu.d" / "50-vmguard"
+        (root / "libvirt").mkdir()
+        self.qemu_conf.write_bytes(QEMU_CONF)
+        self.qemu_conf.chmod(0o600)
+
+    def join(self) -> None:
+        assert config.load().host_id is not None
+        self.joined = True
+
+    def leave(self) -> None:
+        self.joined = False
+        self.calls.append("leave")
+
+    def files(self) -> Dict[str, Any]:
+        found = {}
+        for folder, _, names in os.walk(self.root):
+            for name in names:
+                path = os.path.join(folder, name)
+                data = Path(path).read_bytes()
+                found[path] = (data, os.stat(path).st_mtime_ns, os.stat(path).st_mode)
+        return found
+
+    def contents(self) -> Dict[str, bytes]:
+        return {path: entry[0] for path, entry in self.files().items()}
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    return make(tmp_path, monkeypatch)
+
+
+def sanlock_is(monkeypatch: pytest.MonkeyPatch, watchdog: bool) -> None:
+    """sanlock's daemon runs, under this host's name, and has joined nothing."""
+    daemon = SimpleNamespace(host_name="cafe", use_watchdog=watchdog)
+    monkeypatch.setattr(status, "status", lambda: SimpleNamespace(daemon=daemon, spaces=()))
+
+
+def make(root: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    machine = Machine(root)
+    for name, path in (
+        ("CONFIG", "etc/vmguard.conf"), ("CONFIG_DIR", "etc/vmguard.conf.d"), ("RUN", "run"), ("STATE", "state")
+    ):  # fmt: skip
+        monkeypatch.setattr(paths, name, str(root / path))
+    monkeypatch.setattr(others, "LIBVIRT", str(root / "libvirt"))
+    monkeypatch.setattr(others, "SANLOCK_CONF", str(root / "sanlock.conf"))
+    monkeypatch.setattr(others, "FSTAB", str(root / "fstab"))
+    monkeypatch.setattr(host, "key", lambda: host.HostKey("cafe", "here"))
+    sanlock_is(monkeypatch, watchdog=True)
+    monkeypatch.setattr(daemons, "find", lambda names: [])
+    monkeypatch.setattr(daemons, "plugin", lambda: "/usr/lib/libvirt/lock-driver/sanlock.so")
+    monkeypatch.setattr(daemons, "libvirt_version", lambda: (9, 0, 0))
+    monkeypatch.setattr(daemons, "systemd_runs", lambda: False)
+    monkeypatch.setattr(steps, "Store", FakeStore)
+    monkeypatch.setattr(steps.lockspace, "state", lambda store, host_id: "joined" if machine.joined else "out")
+    monkeypatch.setattr(membership, "join_host", machine.join)
+    monkeypatch.setattr(membership, "leave_host", machine.leave)
+    return machine
+
+
+def do(made: plan.Plan, count: Optional[int] = None) -> None:
+    plan.carry_out(made._replace(changes=made.changes[:count]), lambda change: None)
+
+
+def prepare(**wishes: Any) -> plan.Plan:
+    made = steps.plan(steps.Wishes(**wishes))
+    do(made)
+    return made
+
+
+def test_looking_changes_nothing(machine: Machine) -> None:
+    before = machine.files()
+    assert len(steps.plan(steps.Wishes()).changes) > 5
+    assert machine.files() == before
+
+
+def test_second_run_has_nothing_to_do(machine: Machine) -> None:
+    prepare()
+    before = machine.files()
+    assert steps.plan(steps.Wishes()).changes == []
+    assert machine.files() == before
+    assert config.load().host_id == 1
+    assert machine.joined
+
+
+CHANGES = 10
+
+
+def test_number_of_changes(machine: Machine) -> None:
+    """test_death_in_the_middle dies after each."""
+    assert len(prepare().changes) == CHANGES
+
+
+@pytest.mark.parametrize("made", range(CHANGES + 1))
+def test_death_in_the_middle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: int) -> None:
+    (tmp_path / "a").mkdir()
+    machine = make(tmp_path / "a", monkeypatch)
+    do(steps.plan(steps.Wishes(single_host=True)), made)
+    prepare(single_host=True)
+    assert steps.plan(steps.Wishes()).changes == []
+    assert config.load().single_host
+    assert json.loads(Path(config.host_file()).read_text())["previous"] == {
+        str(machine.qemu_conf): {"lock_manager": None},
+        str(machine.plugin_conf): {"auto_disk_leases": None, "require_lease_for_disks": None},
+    }
+    do(removal.plan(True))
+    assert machine.qemu_conf.read_bytes() == QEMU_CONF
+
+
+def test_lock_manager_comes_after_its_settings(machine: Machine) -> None:
+    files = [change.where for change in steps.plan(steps.Wishes()).changes]
+    assert max(i for i, f in enumerate(files) if f == str(machine.plugin_conf)) < files.index(str(machine.qemu_conf))
+    assert files.index(config.host_file()) < files.index(str(machine.plugin_conf))
+
+
+def test_owner_and_mode_stay(machine: Machine) -> None:
+    prepare()
+    assert machine.qemu_conf.stat().st_mode & 0o7777 == 0o600
+    assert machine.hook.stat().st_mode & 0o7777 == 0o755
+    assert machine.qemu_conf.read_bytes() == QEMU_CONF.replace(b'lockd"\n', b'lockd"\nlock_manager = "sanlock"\n')
+
+
+def test_link_is_followed(machine: Machine) -> None:
+    real = machine.root / "real.conf"
+    os.rename(machine.qemu_conf, real)
+    machine.qemu_conf.symlink_to(real)
+    prepare()
+    assert machine.qemu_conf.is_symlink()
+    assert get("", real.read_bytes(), "lock_manager") == '"sanlock"'
+
+
+def test_earlier_setting_is_shown_and_comes_back(machine: Machine) -> None:
+    machine.qemu_conf.write_bytes(b"lock_manager = 'lockd'  # since 2020\n")
+    before = machine.contents()
+    shown = [change.before for change in prepare().changes]
+    assert "lock_manager = 'lockd'" in shown
+    do(removal.plan(True))
+    assert machine.calls == ["leave"]
+    after = machine.contents()
+    assert {path: after[path] for path in before} == before
+    assert not os.path.exists(config.host_file())
+    assert not machine.hook.exists()
+    assert removal.plan(True).changes == []
+
+
+def test_removal_leaves_what_somebody_changed_since(machine: Machine) -> None:
+    prepare()
+    machine.qemu_conf.write_bytes(b'lock_manager = "lockd"\n')
+    do(removal.plan(True))
+    assert machine.qemu_conf.read_bytes() == b'lock_manager = "lockd"\n'
+
+
+@pytest.mark.parametrize("error, ends", [(BadRequest("x"), True), (CannotTell(), False)], ids=["guests", "sanlock"])
+def test_removal_with_guests_or_without_sanlock(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, error: Exception, ends: bool
+) -> None:
+    def leave() -> None:
+        raise error
+
+    prepare()
+    monkeypatch.setattr(membership, "leave_host", leave)
+    made = removal.plan(True)
+    if ends:
+        with pytest.raises(BadRequest):
+            do(made)
+        assert machine.hook.exists()
+        assert config.load().store is not None
+    else:
+        do(made)
+        assert not machine.hook.exists()
+        assert made.left
+
+
+def test_no_plugin(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(daemons, "plugin", lambda: None)
+    made = prepare()
+    assert machine.qemu_conf.read_bytes() == QEMU_CONF
+    assert any("sanlock" in sentence and "package" in sentence for sentence in made.left)
+    assert machine.hook.exists()
+
+
+@pytest.mark.parametrize("accept", [True, False], ids=["accepted", "refused"])
+def test_neither_plugin_nor_watchdog(machine: Machine, monkeypatch: pytest.MonkeyPatch, accept: bool) -> None:
+    sanlock_is(monkeypatch, watchdog=False)
+    monkeypatch.setattr(daemons, "plugin", lambda: None)
+    made = prepare(accept_no_watchdog=accept)
+    assert any("guests are refused" in sentence for sentence in made.left) is not accept
+    assert config.load().without_watchdog == ("accept" if accept else "refuse")
+
+
+def test_hook_that_is_not_executable_is_mended(machine: Machine) -> None:
+    prepare()
+    machine.hook.chmod(0o644)
+    assert [change.where for change in prepare().changes] == [str(machine.hook)]
+    assert machine.hook.stat().st_mode & 0o111
+
+
+def test_old_libvirt(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(daemons, "libvirt_version", lambda: (6, 0, 0))
+    hook = machine.root / "libvirt" / "hooks" / "qemu"
+    hook.parent.mkdir()
+    hook.write_text("#!/bin/sh\n")
+    made = prepare()
+    assert hook.read_text() == "#!/bin/sh\n"
+    assert any(str(hook) in sentence for sentence in made.left)
+    hook.unlink()
+    prepare()
+    assert libvirtside.hookfile.is_ours(hook.read_bytes())
+
+
+def test_lost_configuration_is_written_again(machine: Machine) -> None:
+    prepare()
+    own = Path(paths.CONFIG_DIR, "10-setup.conf")
+    before = own.read_bytes()
+    own.write_text("[store]\npath = /x\n")
+    with pytest.raises(Misconfigured):
+        config.load()
+    prepare()
+    assert own.read_bytes() == before
+
+
+def test_lost_store_is_not_made_anew(machine: Machine) -> None:
+    prepare()
+    Path(paths.STATE, "store", "vmguard.json").unlink()
+    with pytest.raises(Misconfigured, match="there is none"):
+        steps.plan(steps.Wishes())
+
+
+def test_second_host_of_a_cluster(machine: Machine) -> None:
+    path = str(machine.root / "shared")
+    FakeStore.create(path, 3).claim_host_id(1, host.HostKey("beef", "there"))
+    prepare(store=path, shared=True)
+    found = config.load()
+    assert (found.store, found.host_id, found.io_timeout, found.shared) == (path, 2, 3, True)
+    with pytest.raises(HostIdTaken):
+        prepare(host_id=1)
+
+
+def test_another_store(machine: Machine) -> None:
+    prepare()
+    path = str(machine.root / "other")
+    FakeStore.create(path, 10)
+    Path(path, "vmguard.json").write_text(json.dumps({"cluster": "ffff", "io_timeout": 10, "hosts": {}}))
+    machine.calls.clear()
+    prepare(store=path)
+    assert machine.calls == ["leave"]
+    assert config.load().cluster == "ffff"
+
+
+@pytest.mark.parametrize(
+    "wishes",
+    [{"store": "/srv/a b"}, {"store": "/srv/ä"}, {"store": "/dev/shm/store"}],
+    ids=["blank", "not-ascii", "in-memory"],
+)
+def test_no_place_for_a_store(machine: Machine, wishes: Dict[str, Any]) -> None:
+    with pytest.raises(BadRequest):
+        steps.plan(steps.Wishes(**wishes))
+
+
+@pytest.mark.parametrize("below", ["", "/leases"], ids=["itself", "below"])
+def test_mount_point_that_is_not_mounted(tmp_path: Path, below: str) -> None:
+    point = tmp_path / "with blank"
+    point.mkdir()
+    fstab = tmp_path / "fstab"
+    fstab.write_text("# /dev/x /srv\n/dev/vg/lv " + str(point).replace(" ", "\\040") + " gfs2 defaults 0 0\n")
+    mountinfo = tmp_path / "mountinfo"
+    root = "20 1 8:1 / / rw - ext4 /dev/sda1 rw\n"
+    mountinfo.write_text(root)
+    with pytest.raises(BadRequest, match="not mounted"):
+        place.look(str(point) + below, str(mountinfo), str(fstab))
+    escaped = str(point).replace(" ", "\\040")
+    mountinfo.write_text(root + f"30 20 253:0 / {escaped} rw shared:1 - gfs2 /dev/dm-0 rw\n")
+    mount = place.look(str(point) + below, str(mountinfo), str(fstab))
+    assert mount is not None and mount.kind == "gfs2"
+    assert place.seen_by_others(mount)
+
+
+@pytest.mark.parametrize(
+    "kind, options, shared",
+    [
+        ("gfs2", "rw", True), ("gfs2", "rw,lockproto=lock_nolock", False), ("nfs4", "rw", True), ("ext4", "rw", False),
+        ("xfs", "rw", False), ("fuse.glusterfs", "rw", True), ("overlay", "rw", False),
+    ],
+)  # fmt: skip
+def test_who_sees_a_filesystem(kind: str, options: str, shared: bool) -> None:
+    assert place.seen_by_others(place.Mount("/", kind, "x", options)) is shared
+
+
+def test_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "f"
+    path.write_text("old")
+
+    def full(fd: int, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(Misconfigured, match="No space"):
+        plan.replace(str(path), b"new")
+    monkeypatch.undo()
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["f"]

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""`vmguard status`: the hosts and their health, who holds what on which host since when."""
+
+import argparse
+import os
+from typing import Any, Dict, List
+
+from vmguard import host, instance, overrides
+from vmguard.claims import Mode
+from vmguard.cli import _show
+from vmguard.config import Config, load
+from vmguard.errors import CannotTell, Error, Misconfigured
+from vmguard.guard import here
+from vmguard.holders import everywhere
+from vmguard.leases import client, lockspace
+from vmguard.leases.store import Store
+from vmguard.report import message
+from vmguard.text import moment
+
+
+def add(commands: Any) -> None:
+    """The subcommand."""
+    status = commands.add_parser(
+        "status",
+        help="the hosts and their health, and who holds what since when",
+        description="Show the members of the lockspace, the leases held anywhere, and what is wrong on this host."
+        " Exit status 1 if this host is not guarded as it should be, 3 if that could not be found out.",
+    )
+    status.add_argument("--json", action="store_true", help="one JSON document")
+    status.add_argument(
+        "--all", action="store_true", help="shared leases too: read-only disks and what lies under disks"
+    )
+    status.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Exit status 0 guarded, 1 something is wrong here, 3 could not be found out."""
+    config = load()
+    if config.store is None:
+        raise Misconfigured("/etc/vmguard", "this host was not set up", "run `vmguard setup`")
+    report: Dict[str, Any] = {"version": 1, "host": os.uname().nodename, "mode": str(config.mode.value)}
+    report["store"] = {"path": config.store, "shared": config.shared, "host_id": config.host_id}
+    unknown: List[Error] = []
+    try:
+        store = Store.open(config.store, config.cluster)
+        report["lockspace"] = {"name": store.lockspace, "state": lockspace.state(store, config.host_id or 0)}
+        report["sanlock"] = client.daemon_facts()._asdict()
+        report["hosts"] = _hosts(store)
+        report["held"] = _held(store, config)
+    except CannotTell as error:
+        unknown.append(error)
+    report["instances"] = [_instance(one) for one in instance.load_all()]
+    report["overrides"] = [one._asdict() for one in overrides.pending()]
+    report["warnings"] = _warnings(report, config) + [message(error) for error in unknown]
+    if options.json:
+        _show.as_json(report)
+    else:
+        _print(report, options.all)
+    return 3 if unknown else 1 if report["warnings"] else 0
+
+
+def _hosts(store: Store) -> List[Dict[str, Any]]:
+    return [
+        {"host_id": one.host_id, "name": one.host, "state": one.state, "generation": one.generation}
+        for one in lockspace.members(store)
+    ]
+
+
+def _held(store: Store, config: Config) -> List[Dict[str, Any]]:
+    """Every lease that a host holds, by the notes that match it."""
+    found = []
+    states = here(config).states
+    for identity, holder in everywhere(store, states):
+        found.append(
+            {
+                "identity": identity,
+                "mode": "shared" if holder.shared else Mode.EXCLUSIVE.value,
+                "host": holder.host,
+                "host_id": holder.host_id,
+                "domain": holder.domain,
+                "uuid": holder.uuid,
+                "path": holder.path,
+                "since": holder.since,
+                "alive": holder.alive,
+            }
+        )
+    return found
+
+
+def _instance(one: instance.Instance) -> Dict[str, Any]:
+    return {
+        "domain": one.name,
+        "uuid": one.uuid,
+        "state": one.state,
+        "owner": one.owner,
+        "pid": one.qemu.pid if one.qemu else None,
+        "since": one.since,
+        "leases": sum(not want.missing for want in one.wants),
+        "without_lease": [want.claim.path for want in one.wants if want.missing],
+        "note": one.note,
+        "stopped_by_join": one.frozen,
+    }
+
+
+def _warnings(report: Dict[str, Any], config: Config) -> List[str]:
+    found = []
+    if config.mode.value != "enforce":
+        found.append(f"mode = {config.mode.value}: nothing is refused on this host")
+    if report.get("lockspace", {}).get("state") not in (None, "joined"):
+        found.append("this host is not a member of the lockspace: no guest can start. Run `vmguard join`")
+    if not report.get("sanlock", {}).get("use_watchdog", True):
+        found.append(
+            "sanlock runs without a watchdog (-w 0): if its daemon dies, guests run on without their leases."
+            " See WATCHDOG in vmguard(8)"
+        )
+    for one in report["instances"]:
+        if one["without_lease"]:
+            found.append(f"{one['domain']} runs without leases for {', '.join(one['without_lease'])} ({one['note']})")
+        if one["stopped_by_join"]:
+            found.append(f"{one['domain']} is stopped until its leases are certain. Run `vmguard join`")
+    known = {one["uuid"] for one in report["instances"]}
+    for qemu in host.qemu_processes():
+        if qemu.uuid not in known:
+            found.append(f"{qemu.name} runs without any lease: it was started past the guard, or before it")
+    return found
+
+
+def _print(report: Dict[str, Any], everything: bool) -> None:
+    print(f"host {report['host']}, host id {report['store']['host_id']}, mode {report['mode']}")
+    print(f"store {report['store']['path']} ({'shared' if report['store']['shared'] else 'this host only'})")
+    if "hosts" in report:
+        rows = [(str(one["host_id"]), one["name"] or "?", one["state"]) for one in report["hosts"]]
+        _show.table("hosts", ("id", "name", "state"), rows)
+    held = [
+        (
+            one["domain"] or "?",
+            one["host"] or str(one["host_id"]),
+            one["path"] or one["identity"],
+            one["mode"],
+            moment(one["since"]) if one["since"] else "?",
+        )
+        for one in report.get("held", [])
+        if everything or one["mode"] == Mode.EXCLUSIVE.value
+    ]
+    _show.table("held", ("domain", "host", "what", "mode", "since"), sorted(held))
+    for warning in report["warnings"]:
+        print(f"warning: {warning}")

@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+libvirt's side of a set-up: its lock manager registers each QEMU with sanlock and takes no leases of its own; it has the
+hook; its daemon has seen both.
+"""
+
+import os
+import shutil
+import subprocess
+from typing import List, NamedTuple, Optional
+
+from vmguard import host, paths
+from vmguard.errors import Misconfigured
+from vmguard.leases import status
+from vmguard.setup import daemons, hookfile, libvirtconf, others
+from vmguard.setup.libvirtconf import Value
+from vmguard.setup.plan import Change, Plan, contents, remove, replace
+from vmguard.setup.record import Previous
+
+
+class Setting(NamedTuple):
+    """A setting of libvirt's that the guard needs."""
+
+    file: str
+    name: str
+    value: Value
+    what: str
+
+
+def settings() -> List[Setting]:
+    """In the order in which they are to be made: lock_manager alone would make libvirt ask for leases of its own."""
+    plugin = os.path.join(others.LIBVIRT, "qemu-sanlock.conf")
+    return [
+        Setting(plugin, "auto_disk_leases", 0, "libvirt takes no leases by path"),
+        Setting(plugin, "require_lease_for_disks", 0, "libvirt asks for no leases in the guests' definitions"),
+        Setting(os.path.join(others.LIBVIRT, "qemu.conf"), "lock_manager", "sanlock", "each QEMU is known to sanlock"),
+    ]
+
+
+def previous(known: Previous) -> Previous:
+    """What stands in libvirt's files now where that is not ours, and what earlier set-ups found where it is."""
+    found: Previous = {path: dict(entries) for path, entries in known.items()}
+    if daemons.plugin() is None:
+        return found
+    for setting in settings():
+        text = now(setting)
+        if text != libvirtconf.written(setting.value):
+            found.setdefault(setting.file, {})[setting.name] = text
+    return found
+
+
+def now(setting: Setting) -> Optional[str]:
+    """How the setting stands in its file, None where it does not. Raises Misconfigured."""
+    return libvirtconf.get(setting.file, contents(setting.file) or b"", setting.name)
+
+
+def add_to(plan: Plan, restart: bool, accept_no_watchdog: bool) -> None:
+    """Plan libvirt's side. `restart`: its daemon may be restarted where that is needed."""
+    if not os.path.isdir(others.LIBVIRT):
+        plan.left.append("libvirt is not installed here. Install it and run `vmguard setup` again.")
+        return
+    plugin = daemons.plugin() is not None
+    if plugin:
+        for setting in settings():
+            _add_setting(plan, setting)
+    else:
+        _say_no_plugin(plan, accept_no_watchdog)
+    hook_new = _add_hook(plan)
+    running = daemons.find(daemons.LIBVIRT)
+    if not running:
+        plan.remarks.append("libvirt's daemon does not run now. It will see hook and settings when it starts.")
+    for daemon in running:
+        _add_daemon(plan, daemon, plugin, hook_new, restart)
+
+
+def _add_setting(plan: Plan, setting: Setting) -> None:
+    before, after = now(setting), libvirtconf.written(setting.value)
+    if before == after:
+        return
+
+    def apply() -> None:
+        data = contents(setting.file) or b""
+        replace(setting.file, libvirtconf.change(setting.file, data, setting.name, setting.value))
+
+    shown = "not set" if before is None else f"{setting.name} = {before}"
+    plan.changes.append(Change(setting.what, setting.file, shown, f"{setting.name} = {after}", apply))
+
+
+def _say_no_plugin(plan: Plan, accept_no_watchdog: bool) -> None:
+    plan.left.append(
+        f"libvirt's sanlock plugin is not installed (package {daemons.plugin_package()}). Without it the leases stay"
+        " with this host instead of each guest's QEMU. Better: install it and run `vmguard setup` again."
+    )
+    if not accept_no_watchdog and not _watchdog():
+        plan.left.append(
+            "Without the plugin and without a watchdog, a guest may go on writing when its leases are lost. Until one"
+            " of the two is there, guests are refused. To run them all the same: `vmguard setup --accept-no-watchdog`."
+        )
+
+
+def _watchdog() -> bool:
+    try:
+        return bool(status.status().daemon.use_watchdog)
+    except Exception:
+        return False
+
+
+def _add_hook(plan: Plan) -> bool:
+    """Whether the hook is to be put there."""
+    path = hookfile.target(daemons.libvirt_version())
+    there = contents(path)
+    if there is not None and not hookfile.is_ours(there):
+        plan.left.append(
+            f"{path} belongs to somebody else, and this libvirt knows only that one hook. Have it run"
+            f" {hookfile.source()} with the same arguments and input, and end with its exit status."
+        )
+        return False
+    if hookfile.installed(path):
+        return False
+
+    def apply() -> None:
+        replace(path, hookfile.script(), hookfile.MODE)
+        os.chown(path, 0, 0)
+        os.chmod(path, hookfile.MODE)
+        _label(path)
+
+    before = None if there is None else "another version, or not executable"
+    plan.changes.append(Change("the hook that libvirt calls", path, before, "vmguard's, executable", apply))
+    return True
+
+
+def _label(path: str) -> None:
+    """SELinux: the label that the policy has for this place. Best effort: without a policy there is nothing to do."""
+    program = shutil.which("restorecon", path="/usr/sbin:/sbin:/usr/bin:/bin")
+    if program is not None and os.path.exists("/sys/fs/selinux/enforce"):
+        subprocess.run([program, "-F", path], stdin=subprocess.DEVNULL, timeout=60)
+
+
+def _add_daemon(plan: Plan, daemon: daemons.Daemon, plugin: bool, hook_new: bool, restart: bool) -> None:
+    where = daemon.unit or f"process {daemon.pid}"
+    # The daemon reads lock_manager when it starts, and never again.
+    if plugin and host.libvirt_has_sanlock_plugin(daemon.pid) is False:
+        if restart:
+            plan.changes.append(
+                Change(
+                    f"libvirt's daemon {daemon.name}", where, "without the sanlock plugin",
+                    "restarted, with the plugin and the hook (guests run on)", lambda: _restart(daemon),
+                )  # fmt: skip
+            )
+            return
+        command = f"systemctl restart {daemon.unit}" if daemon.unit else f"stop process {daemon.pid}, start it again"
+        plan.left.append(f"{daemon.name} must be restarted to load the sanlock plugin (guests run on): {command}")
+    if hook_new or not has_seen_hook(daemon):
+        change = Change(
+            f"libvirt's daemon {daemon.name}", where, "has not looked for the hook yet", "told to look (SIGHUP)",
+            lambda: _reload(daemon),
+        )  # fmt: skip
+        plan.changes.append(change)
+
+
+def _restart(daemon: daemons.Daemon) -> None:
+    daemons.restart(daemon)
+    if not daemons.gets_plugin(daemon.name):
+        raise Misconfigured(
+            daemon.name, "it was restarted and has not loaded libvirt's sanlock plugin",
+            f"look into its log; `lock_manager` in {os.path.join(others.LIBVIRT, 'qemu.conf')} must be \"sanlock\"",
+        )  # fmt: skip
+    _note_seen(daemons.find((daemon.name,)))
+
+
+def _seen_file() -> str:
+    return os.path.join(paths.RUN, "hook-seen")
+
+
+def has_seen_hook(daemon: daemons.Daemon) -> bool:
+    """
+    Whether the daemon has looked for hooks since the hook is there. It looks when it starts and when it is told to;
+    what is in the hook it reads at every call.
+    """
+    path = hookfile.target(daemons.libvirt_version())
+    try:
+        there_since = os.stat(path).st_ctime
+    except OSError:
+        return False
+    # Two seconds: /proc tells the time of boot in whole ones.
+    if daemons.started_at(daemon) > there_since + 2:
+        return True
+    return _mark(daemon, path) in (contents(_seen_file()) or b"").decode("utf-8", "replace").splitlines()
+
+
+def _mark(daemon: daemons.Daemon, path: str) -> str:
+    return f"{daemon.pid} {daemon.start} {path}"
+
+
+def _reload(daemon: daemons.Daemon) -> None:
+    daemons.reload(daemon)
+    _note_seen([daemon])
+
+
+def _note_seen(daemons_told: List[daemons.Daemon]) -> None:
+    path = hookfile.target(daemons.libvirt_version())
+    running = daemons.find(daemons.LIBVIRT)
+    lines = [_mark(each, path) for each in running if each in daemons_told or has_seen_hook(each)]
+    replace(_seen_file(), ("\n".join(lines) + "\n").encode())
+
+
+def take_back(plan: Plan, before: Previous, restart: bool) -> None:
+    """Plan libvirt's side of a removal: the hook first, so that nobody asks the guard any more."""
+    path = hookfile.target(daemons.libvirt_version())
+    there = contents(path)
+    if there is not None and hookfile.is_ours(there):
+        plan.changes.append(Change("the hook that libvirt calls", path, "vmguard's", None, lambda: remove(path)))
+    # lock_manager first: alone it would make libvirt ask for leases of its own.
+    for setting in reversed(settings()):
+        if now(setting) == libvirtconf.written(setting.value) and setting.name in before.get(setting.file, {}):
+            _restore(plan, setting, before[setting.file][setting.name])
+    for daemon in daemons.find(daemons.LIBVIRT):
+        _let_go(plan, daemon, restart)
+
+
+def _restore(plan: Plan, setting: Setting, text: Optional[str]) -> None:
+    def apply() -> None:
+        data = contents(setting.file) or b""
+        if text is None:
+            replace(setting.file, libvirtconf.drop(setting.file, data, setting.name))
+        else:
+            replace(setting.file, libvirtconf.put(setting.file, data, setting.name, text))
+
+    after = None if text is None else f"{setting.name} = {text}"
+    before = f"{setting.name} = {now(setting)}"
+    plan.changes.append(Change("libvirt's earlier setting", setting.file, before, after, apply))
+
+
+def _let_go(plan: Plan, daemon: daemons.Daemon, restart: bool) -> None:
+    where = daemon.unit or f"process {daemon.pid}"
+    if not host.libvirt_has_sanlock_plugin(daemon.pid) or not any(
+        change.where.endswith("/qemu.conf") for change in plan.changes
+    ):
+        return
+    if restart:
+        after = "restarted, without the plugin (guests run on)"
+        what = f"libvirt's daemon {daemon.name}"
+        plan.changes.append(Change(what, where, "with the sanlock plugin", after, lambda: daemons.restart(daemon)))
+    else:
+        plan.left.append(f"{daemon.name} must be restarted to be without the sanlock plugin (guests run on).")

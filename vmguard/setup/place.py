@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Where a store of leases would lie, and whether other hosts see that place."""
+
+import os
+import re
+from typing import List, NamedTuple, Optional
+
+from vmguard.errors import BadRequest
+
+# Filesystems that several hosts have mounted at once. A local one on a shared disk is not among them: two hosts that
+# mount it destroy it.
+SHARED = frozenset(
+    "gfs2 ocfs2 nfs nfs4 ceph cifs smb3 lustre gpfs beegfs afs pvfs2 scoutfs 9p virtiofs"
+    " fuse.glusterfs fuse.ceph fuse.mfs fuse.moosefs fuse.lizardfs fuse.quobyte fuse.sshfs".split()
+)
+# What lies in memory is gone after a power cut, with the marks of hosts that are still alive.
+IN_MEMORY = frozenset(("tmpfs", "ramfs"))
+
+
+class Mount(NamedTuple):
+    """One mounted filesystem."""
+
+    point: str
+    kind: str
+    source: str
+    options: str
+
+
+def mounts(text: str) -> List[Mount]:
+    """The mounts in /proc/self/mountinfo, in its order."""
+    found = []
+    for line in text.splitlines():
+        left, separator, right = line.partition(" - ")
+        fields, more = left.split(" "), right.split(" ")
+        if separator and len(fields) >= 6 and len(more) >= 3:
+            found.append(Mount(_plain(fields[4]), more[0], _plain(more[1]), more[2]))
+    return found
+
+
+def fstab_points(text: str) -> List[str]:
+    """The mount points that /etc/fstab names."""
+    points = []
+    for line in text.splitlines():
+        fields = line.split()
+        if len(fields) >= 2 and not fields[0].startswith("#") and fields[1].startswith("/"):
+            points.append(os.path.normpath(_plain(fields[1])))
+    return points
+
+
+def mount_of(path: str, mounted: List[Mount]) -> Optional[Mount]:
+    """The mount that a path lies on: the longest mount point above it, of several the last."""
+    best: Optional[Mount] = None
+    for mount in mounted:
+        if _below(path, mount.point) and (best is None or len(mount.point) >= len(best.point)):
+            best = mount
+    return best
+
+
+def seen_by_others(mount: Optional[Mount]) -> bool:
+    """Whether other hosts see what lies on this mount, as far as its kind tells."""
+    if mount is None:
+        return False
+    if mount.kind == "gfs2" and "lockproto=lock_nolock" in mount.options.split(","):
+        return False
+    return mount.kind in SHARED
+
+
+def look(path: str, mountinfo: str = "/proc/self/mountinfo", fstab: str = "/etc/fstab") -> Optional[Mount]:
+    """
+    The mount that a store at `path` would lie on.
+
+    Raises BadRequest if it is, or lies below, a mount point of /etc/fstab that is not mounted: the store would come to
+    lie under it, for this host alone, and vanish with the mount. Also if it would lie in memory.
+    """
+    real = os.path.realpath(path)
+    try:
+        os.stat(real)  # lets an automounter mount it
+    except OSError:
+        pass
+    mounted = mounts(_read(mountinfo))
+    # A folder of an automounter that is still one after the look at it has not been mounted.
+    points = {mount.point for mount in mounted if mount.kind != "autofs"}
+    for point in fstab_points(_read(fstab)):
+        point = os.path.realpath(point)
+        if point != "/" and _below(real, point) and point not in points:
+            raise BadRequest(
+                f"{path} is meant to lie on {point}, which /etc/fstab names and which is not mounted",
+                f"mount it first: `mount {point}`",
+            )
+    mount = mount_of(real, mounted)
+    if mount is not None and mount.kind in IN_MEMORY:
+        raise BadRequest(
+            f"{path} lies in memory ({mount.kind} on {mount.point}) and is gone after a restart",
+            "name a directory on a disk",
+        )
+    return mount
+
+
+def _below(path: str, point: str) -> bool:
+    return path == point or path.startswith(point.rstrip("/") + "/")
+
+
+def _plain(field: str) -> str:
+    """Blanks and their like are octal escapes in both files."""
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match.group(1), 8)), field)
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            return file.read()
+    except OSError:
+        return ""

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+Taking the guard off this host: what setup put there goes, what it replaced comes back. The store stays: it is
+everybody's.
+"""
+
+import os
+
+from vmguard import config, membership
+from vmguard.errors import CannotTell, Misconfigured
+from vmguard.setup import daemons, libvirtside, record
+from vmguard.setup.plan import Change, Plan, contents, remove
+from vmguard.setup.steps import JOIN_UNIT
+
+
+def plan(restart: bool) -> Plan:
+    """
+    What is to be undone. Looks only.
+
+    host.json goes last: it has libvirt's earlier settings, and while it is there a hook refuses.
+    """
+    made = Plan([], [], [])
+    recorded = config.recorded_host()
+    if recorded is not None:
+        member = Change("membership", recorded.store, "member", "left", lambda: _leave(made))
+        made.changes.append(member)
+    libvirtside.take_back(made, record.previous(recorded), restart)
+    if daemons.systemd_runs() and daemons.unit_is("enabled", JOIN_UNIT):
+        made.changes.append(
+            Change("join at boot", JOIN_UNIT, "enabled", "not enabled", lambda: daemons.disable_unit(JOIN_UNIT))
+        )
+    path = record.conf_file()
+    there = contents(path)
+    if there is not None:
+        made.changes.append(
+            Change("vmguard's configuration", path, there.decode("utf-8", "replace"), None, lambda: remove(path))
+        )
+    if os.path.lexists(config.host_file()):
+        what = "the record of this host's set-up"
+        made.changes.append(Change(what, config.host_file(), "there", None, lambda: remove(config.host_file())))
+    return made
+
+
+def _leave(made: Plan) -> None:
+    """BadRequest where guests need their leases ends the removal; a store or sanlock that is gone must not."""
+    try:
+        membership.leave_host()
+    except (CannotTell, Misconfigured) as e:
+        made.left.append(
+            f"This host may still be a member of the store ({type(e).__name__}). Restarting it, or sanlock when no"
+            " guest runs, ends that."
+        )
