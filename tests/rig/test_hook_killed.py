@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+The hook dies at any moment: SIGKILL after increasing delays, from its first instruction to behind its end.
+
+After each death: no second owner; what somebody else holds stays his; and what leaked is mended by the next start or by
+`vmguard gc`.
+"""
+
+import os
+import time
+from typing import Iterator, List, Optional, Tuple
+
+import pytest
+from conftest import Images
+from guests import Disk, guest
+from hosts import Host, eventually
+
+# The hook of a start runs some 100 ms here.
+LAST = 120
+STEP = int(os.environ.get("VMGUARD_RIG_STEP_MS", "4"))
+DELAYS = list(range(0, LAST + 1, STEP))
+
+
+def hook_processes(host: Host, operation: str) -> List[int]:
+    """The processes of vmguard's hook at this operation, the parent first."""
+    return sorted(pid for pid, arguments in host.processes() if "python3" in arguments[0] and operation in arguments)
+
+
+def kill_hook(host: Host, operation: str, milliseconds: int, last: bool) -> bool:
+    """Wait for the hook, wait so long, kill it: its first process, or its last; whether it was still there."""
+    end = time.monotonic() + 10
+    folder = host.path("/proc")
+    while time.monotonic() < end:
+        pids = hook_processes(host, operation)
+        if pids:
+            time.sleep(milliseconds / 1000)
+            pids = hook_processes(host, operation)
+            if not pids:
+                return False
+            host.run("/bin/kill", "-KILL", str(pids[-1] if last else pids[0]), check=False)
+            return True
+    raise AssertionError(f"{host}: no hook was seen in {folder}")
+
+
+@pytest.mark.parametrize("victim", ["hook", "worker"])
+def test_killed_in_prepare(victim: str, node1: Host, node2: Host, images: Images) -> None:
+    """Of a start that would succeed. Afterwards the other host gets the disk, or the guest runs and it does not."""
+    disk, iso = images.raw("web.img"), images.raw("tools.iso")
+    died = 0
+    for milliseconds in DELAYS:
+        web = guest("web", [disk, Disk(iso, readonly=True)])
+        other = guest("other", [disk])
+        starting = node1.spawn("virsh", "-q", "create", "/dev/stdin", stdin=web.xml)
+        died += kill_hook(node1, "prepare", milliseconds, last=victim == "worker")
+        starting.communicate()
+        if node1.runs(web):
+            assert "web" in node2.refused(other), f"after {milliseconds} ms: two owners"
+            node1.destroy(web)
+        elif node2.try_start(other).status:
+            node1.vmguard("gc")
+            done = node2.try_start(other)
+            assert not done.status, f"after {milliseconds} ms, not mended by gc:\n{done.err}"
+        node2.remove_all_guests()
+        node1.start(web)
+        node1.destroy(web)
+        assert_at_rest(node1, milliseconds)
+        assert_at_rest(node2, milliseconds)
+    assert died > len(DELAYS) // 4, "the hook was hardly ever there to be killed"
+
+
+@pytest.mark.parametrize("victim", ["hook", "worker"])
+def test_killed_in_a_prepare_that_refuses(victim: str, node1: Host, node2: Host, images: Images) -> None:
+    """A refused start that dies half way takes nothing away from the one who has the disk."""
+    disk, free = images.raw("web.img"), images.raw("free.img")
+    holder = guest("holder", [disk])
+    node2.start(holder)
+    held = sorted(node2.leases())
+    for milliseconds in DELAYS:
+        web = guest("web", [free, disk])
+        starting = node1.spawn("virsh", "-q", "create", "/dev/stdin", stdin=web.xml)
+        kill_hook(node1, "prepare", milliseconds, last=victim == "worker")
+        starting.communicate()
+        assert not node1.runs(web), f"after {milliseconds} ms: two owners"
+        assert sorted(node2.leases()) == held, f"after {milliseconds} ms"
+        assert "holder" in node1.refused(guest("thief", [disk])), f"after {milliseconds} ms"
+        assert_at_rest(node1, milliseconds)
+    beside = guest("beside", [free])
+    node2.start(beside)
+
+
+@pytest.mark.parametrize("operation", ["started", "release"])
+def test_killed_later(operation: str, node1: Host, node2: Host, images: Images) -> None:
+    """At the handing over to QEMU the guest runs on and is guarded; at the giving back nothing is kept for ever."""
+    disk, iso = images.raw("web.img"), images.raw("tools.iso")
+    for milliseconds in DELAYS[:: 2 if STEP < 8 else 1]:
+        web, other = guest("web", [disk, Disk(iso, readonly=True)]), guest("other", [disk])
+        if operation == "started":
+            starting = node1.spawn("virsh", "-q", "create", "/dev/stdin", stdin=web.xml)
+            kill_hook(node1, "started", milliseconds, last=False)
+            starting.communicate()
+            if node1.runs(web):
+                assert "web" in node2.refused(other), f"after {milliseconds} ms: two owners"
+                node1.destroy(web)
+        else:
+            node1.start(web)
+            stopping = node1.spawn("virsh", "-q", "destroy", web.uuid)
+            kill_hook(node1, "release", milliseconds, last=False)
+            stopping.communicate()
+        node1.vmguard("gc")
+        for it in (other, guest("writer", [iso])):
+            done = node2.try_start(it)
+            assert not done.status, f"after {milliseconds} ms, not mended by gc:\n{done.err}"
+        node2.remove_all_guests()
+        assert_at_rest(node1, milliseconds)
+
+
+def assert_at_rest(host: Host, milliseconds: int) -> None:
+    """Perhaps after one gc."""
+    if host.cluster.leftovers(host):
+        host.vmguard("gc")
+    eventually(lambda: not host.cluster.leftovers(host), f"at rest after a kill at {milliseconds} ms", within=5)
