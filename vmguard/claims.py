@@ -130,7 +130,8 @@ class _Collection:
         if not path.startswith("/"):
             return  # over the network: only what the XML names can be known here
         try:
-            layers = chain(path, use.format or "raw", self.facts)
+            # "auto": the definition leaves it to QEMU to look at the header, so that is what is done here.
+            layers = chain(path, "" if use.format == "auto" else use.format or "raw", self.facts)
         except Unresolvable as error:
             raise Unresolvable(error.path, error.why, use.what) from error
         for number, layer in enumerate(layers, 1):

@@ -20,9 +20,9 @@ import subprocess
 import time
 import uuid
 from contextlib import contextmanager
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, TypeVar
+from typing import Callable, Iterator, List, NamedTuple, Optional, Sequence, Tuple, TypeVar
 
-from guests import Guest, MiB
+from guests import Guest
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 PROJECT = os.path.dirname(os.path.dirname(HERE))
@@ -351,14 +351,18 @@ class Host:
     def define(self, guest: Guest) -> None:
         self.virsh("define", "/dev/stdin", stdin=guest.xml)
 
-    def refused(self, guest: Guest, *options: str) -> str:
+    def refused(self, guest: Guest, *options: str, defined: bool = False) -> str:
         """
-        Start a guest, which the guard must refuse in `prepare`; its words.
+        Start a guest, which the guard must refuse in `prepare`; its words. With `defined` it is defined first.
 
         Not just any failure: the hook said no, QEMU's log did not grow a start, and `start` was never reached.
         """
         spawned, calls = self.spawn_count(guest), len(self.hook_calls(guest))
-        done = self.try_start(guest, *options)
+        if defined:
+            self.define(guest)
+            done = self.virsh("start", *options, guest.uuid, check=False)
+        else:
+            done = self.try_start(guest, *options)
         assert done.status, f"{self} started {guest.name!r}, which it must not"
         words = hook_words(done.err)
         assert self.spawn_count(guest) == spawned, f"{self} refused {guest.name!r} only after QEMU had been started"

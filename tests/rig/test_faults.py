@@ -124,7 +124,7 @@ def test_somebody_else_wrote_while_sanlock_was_dead(node1: Host, node2: Host, im
 def test_libvirtd_killed_during_a_start(milliseconds: int, node1: Host, node2: Host, images: Images) -> None:
     """Between `prepare` and the fork, no hook is ever called again for that start: the next one cleans up."""
     disk = images.raw("web.img")
-    web, other = guest("web", [disk]), guest("other", [disk])
+    web = guest("web", [disk])
     starting = node1.spawn("virsh", "-q", "create", "/dev/stdin", stdin=web.xml)
     time.sleep(milliseconds / 1000)
     node1.kill("libvirtd")

@@ -8,7 +8,7 @@ After each death: no second owner; what somebody else holds stays his; and what 
 
 import os
 import time
-from typing import Iterator, List, Optional, Tuple
+from typing import List
 
 import pytest
 from conftest import Images

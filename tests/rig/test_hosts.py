@@ -147,7 +147,7 @@ def test_what_a_killed_run_left_is_swept() -> None:
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script, hosts.HERE], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=60
+        [sys.executable, "-c", script, hosts.HERE], capture_output=True, text=True, timeout=60
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
     folder, pid, loop = done.stdout.split()
@@ -159,6 +159,7 @@ def test_what_a_killed_run_left_is_swept() -> None:
 
 def test_a_run_that_lives_is_not_swept(bare: Bare) -> None:
     hosts.sweep()
-    subprocess.run([sys.executable, "-c", f"import sys; sys.path.insert(0, {hosts.HERE!r}); import hosts; hosts.sweep()"], check=True)
+    script = f"import sys; sys.path.insert(0, {hosts.HERE!r}); import hosts; hosts.sweep()"
+    subprocess.run([sys.executable, "-c", script], check=True)
     assert os.path.exists(os.path.join(bare.folder, "lock"))
     assert not bare.hosts[0].virsh("list").status

@@ -104,8 +104,8 @@ def test_damaged_files(noise, at, gone):
 @bounded
 @given(TEXT.filter(lambda text: text and not text.isspace()))
 def test_a_path_comes_through_unchanged(text):
-    data = "<domain type='kvm'><name>x</name><devices><disk>"
-    f"<source file={quoteattr('/' + text)}/></disk></devices></domain>"
+    disk = f"<disk><source file={quoteattr('/' + text)}/></disk>"
+    data = f"<domain type='kvm'><name>x</name><devices>{disk}</devices></domain>"
     (use,) = parse(data.encode()).uses
     assert (use.location, use.access) == (HostPath("/" + text), Access.WRITE)
 
