@@ -28,7 +28,7 @@ PACKAGES = python3 python3-pytest python3-pytest-timeout python3-venv python3-li
     qemu-system-x86 qemu-utils iproute2 util-linux procps mandoc shellcheck
 LINTERS = ruff mypy codespell
 
-.PHONY: all check demo lint unit rig deps install uninstall clean
+.PHONY: all check demo lint unit rig bench-hook deps install uninstall clean
 
 all:
 	@echo 'Nothing to build. See the head of the Makefile: make demo, make check, make install.'
@@ -47,6 +47,10 @@ unit:
 
 rig:
 	$(PYTEST) tests/rig
+
+# Writes docs/benchmarks.md.
+bench-hook: deps
+	$(PYTHON) tests/rig/bench_hook.py
 
 deps:
 	@packaging/deps $(PACKAGES)

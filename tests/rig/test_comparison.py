@@ -29,6 +29,14 @@ def web(images: Images, **more: str) -> Tuple[str, Guest]:
     return disk, guest("web1", [Disk(disk, "block")], **more)  # type: ignore[arg-type]
 
 
+def overlay_on(disk: str, host: Host, images: Images) -> str:
+    """A qcow2 image over a device that only the hosts see."""
+    overlay = images.path("overlay.qcow2")
+    host.run("qemu-img", "create", "-q", "-f", "qcow2", "-b", disk, "-F", "raw", overlay)
+    os.chmod(overlay, 0o666)
+    return overlay
+
+
 def second_host(one: Host, two: Host, images: Images) -> Case:
     """the same path, on a second host"""
     disk, first = web(images)
@@ -57,14 +65,14 @@ def same_uuid(one: Host, two: Host, images: Images) -> Case:
 def base_written(one: Host, two: Host, images: Images) -> Case:
     """an overlay whose base another guest writes"""
     disk, first = web(images)
-    overlay = images.qcow2("overlay.qcow2", backing=disk)
+    overlay = overlay_on(disk, one, images)
     return Case(first, guest("web2", [Disk(overlay, format="qcow2")]), two)
 
 
 def overlay_used(one: Host, two: Host, images: Images) -> Case:
     """a base that an overlay uses"""
     disk = images.block("web")
-    overlay = images.qcow2("overlay.qcow2", backing=disk)
+    overlay = overlay_on(disk, one, images)
     return Case(guest("web1", [Disk(overlay, format="qcow2")]), guest("web2", [Disk(disk, "block")]), two)
 
 
