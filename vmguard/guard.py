@@ -505,6 +505,7 @@ def hand_over(held: Instance, qemu: Process, this: Here) -> Instance:
             raise LeaseLost(want.claim, want.lver, lock.lver if lock else None)
     running = held._replace(state="running", qemu=qemu, owner=owner)
     instance.write(running)
+    instance.unmark_late(running)  # what has not come to exist by now, QEMU does not have open
     return running
 
 
@@ -560,13 +561,21 @@ def end(one: Instance, this: Here) -> Optional[Instance]:
         with client.Connection() as connection:
             for want in one.wants:
                 if not any(_has(other, want.claim.identity, this) for other in others):
-                    give_back(want.claim, this, connection)
+                    _give_back_or_note(want.claim, this, connection)
                 elif want.lver is not None:
                     _pass_note_on(want, others, this)
     instance.forget(one)
     if one.owner == "host" and not any(other.owner == "host" for other in instance.load_all()):
         client.used_by_orphans(this.store.lockspace, False)
     return None
+
+
+def _give_back_or_note(claim: Claim, this: Here, connection: client.Connection) -> None:
+    """A lease that nobody can read any more must not keep the others: the daemon has let go of it, all the same."""
+    try:
+        give_back(claim, this, connection)
+    except LeaseDamaged as error:
+        events.record("damaged", sentence(error, ""), identity=claim.identity)
 
 
 def give_back(claim: Claim, this: Here, connection: client.Connection) -> None:

@@ -93,7 +93,7 @@ class Guarded(Cluster):
         found = [f"{host}: lease {lease}" for lease in host.leases()]
         folder = host.path("/run/vmguard/instances")
         if os.path.isdir(folder):
-            found += [f"{host}: record {entry}" for entry in sorted(os.listdir(folder))]
+            found += [f"{host}: record {entry}" for entry in sorted(os.listdir(folder)) if entry.endswith(".json")]
         return found
 
 

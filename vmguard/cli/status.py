@@ -15,6 +15,7 @@ from vmguard.holders import everywhere
 from vmguard.leases import client, lockspace
 from vmguard.leases.store import Store
 from vmguard.report import message
+from vmguard.setup import daemons, hookfile, libvirtside
 from vmguard.text import moment
 
 
@@ -51,6 +52,7 @@ def run(options: argparse.Namespace) -> int:
         unknown.append(error)
     report["instances"] = [_instance(one) for one in instance.load_all()]
     report["overrides"] = [one._asdict() for one in overrides.pending()]
+    report["notes"] = _notes(report)
     report["warnings"] = _warnings(report, config) + [message(error) for error in unknown]
     if options.json:
         _show.as_json(report)
@@ -108,11 +110,7 @@ def _warnings(report: Dict[str, Any], config: Config) -> List[str]:
         found.append(f"mode = {config.mode.value}: nothing is refused on this host")
     if report.get("lockspace", {}).get("state") not in (None, "joined"):
         found.append("this host is not a member of the lockspace: no guest can start. Run `vmguard join`")
-    if not report.get("sanlock", {}).get("use_watchdog", True):
-        found.append(
-            "sanlock runs without a watchdog (-w 0): if its daemon dies, guests run on without their leases."
-            " See WATCHDOG in vmguard(8)"
-        )
+    found += _hook_warnings()
     for one in report["instances"]:
         if one["without_lease"]:
             found.append(f"{one['domain']} runs without leases for {', '.join(one['without_lease'])} ({one['note']})")
@@ -123,6 +121,28 @@ def _warnings(report: Dict[str, Any], config: Config) -> List[str]:
         if qemu.uuid not in known:
             found.append(f"{qemu.name} runs without any lease: it was started past the guard, or before it")
     return found
+
+
+def _notes(report: Dict[str, Any]) -> List[str]:
+    """What is worth knowing and is no fault of this host's set-up: Debian 12 comes so."""
+    if report.get("sanlock", {}).get("use_watchdog", True):
+        return []
+    return [
+        "sanlock runs without a watchdog (-w 0): if its daemon dies, guests run on without their leases."
+        " See WATCHDOG in vmguard(8)"
+    ]
+
+
+def _hook_warnings() -> List[str]:
+    """libvirt passes over a hook that is missing or not executable, without a word: then nothing is guarded."""
+    path = hookfile.target(daemons.libvirt_version())
+    try:
+        if not hookfile.installed(path):
+            return [f"the hook {path} is missing, not executable or another version: run `vmguard setup`"]
+    except (Error, OSError) as error:
+        return [f"the hook {path} cannot be looked at ({error})"]
+    unaware = [daemon.name for daemon in daemons.find(daemons.LIBVIRT) if not libvirtside.has_seen_hook(daemon)]
+    return [f"{name} has not been told of the hook: run `vmguard setup`" for name in unaware]
 
 
 def _print(report: Dict[str, Any], everything: bool) -> None:
@@ -143,5 +163,7 @@ def _print(report: Dict[str, Any], everything: bool) -> None:
         if everything or one["mode"] == Mode.EXCLUSIVE.value
     ]
     _show.table("held", ("domain", "host", "what", "mode", "since"), sorted(held))
+    for note in report["notes"]:
+        print(f"note: {note}")
     for warning in report["warnings"]:
         print(f"warning: {warning}")

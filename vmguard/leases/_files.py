@@ -42,7 +42,7 @@ def broken(path: str, error: OSError) -> StoreBroken:
 
 
 @contextmanager
-def directory(path: str, below: Optional[int] = None) -> Iterator[int]:
+def directory(path: str, below: Optional[int] = None, shown: str = "") -> Iterator[int]:
     """
     A directory, open: what is done through the descriptor cannot land elsewhere if something is mounted or unmounted
     there.
@@ -54,7 +54,7 @@ def directory(path: str, below: Optional[int] = None) -> Iterator[int]:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=below)
         yield fd
     except OSError as error:
-        raise broken(path, error) from error
+        raise broken(shown or path, error) from error
     finally:
         if fd >= 0:
             os.close(fd)

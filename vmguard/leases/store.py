@@ -114,7 +114,7 @@ class Store(HostIds):
                 raise StoreBroken(self.path, "no store is in it any more: not mounted?")
             if found.cluster != self.cluster:
                 raise StoreBroken(self.path, f"it has become the store of another cluster, {found.cluster}")
-            with _files.directory(name, root) as fd:
+            with _files.directory(name, root, shown=os.path.join(self.path, name)) as fd:
                 yield fd
 
     # -- leases --------------------------------------------------------------------------------------------------------
@@ -183,12 +183,20 @@ class Store(HostIds):
         """
         found = []
         for name in self._lease_names():
-            lease = self.lease_of_name(name)
-            try:
-                client.version(lease)
-            except LeaseDamaged:
+            if self._is_damaged(self.lease_of_name(name)):
                 found.append(name)
         return tuple(found)
+
+    @staticmethod
+    def _is_damaged(lease: Lease) -> bool:
+        try:
+            client.version(lease)
+            # The first sector alone may be whole: sanlock reads no further to tell the version.
+            return os.stat(lease.path).st_size < lib.ALIGN
+        except LeaseDamaged:
+            return True
+        except OSError as error:
+            raise _files.broken(lease.path, error) from error
 
     def reformat(self, name: str) -> None:
         """
@@ -200,11 +208,7 @@ class Store(HostIds):
         if name not in self._lease_names():
             raise BadRequest(f"the store has no lease {name}")
         lease = self.lease_of_name(name)
-        try:
-            client.version(lease)
-        except LeaseDamaged:
-            pass
-        else:
+        if not self._is_damaged(lease):
             raise BadRequest(f"the lease {name} is not damaged")
         with self._open("leases") as fd:
             for entry in os.listdir(fd):
