@@ -585,6 +585,8 @@ def give_back(claim: Claim, this: Here, connection: client.Connection) -> None:
     Nobody on this host may need it any more. A lease that is ours on disk and unknown to the daemon (an adoption that
     failed half way) is acquired once more and released.
     """
+    if not this.store.has(claim.identity):
+        return  # whoever wrote the intent died before there was a lease to take
     lease = this.store.lease(claim.identity)
     connection.give_back(lease)
     end_of_patience = time.monotonic() + PATIENCE
