@@ -80,6 +80,8 @@ def main() -> int:
     try:
         cluster.boot()
         host = cluster.hosts[0]
+        # Whoever calls the hook here is no libvirtd, so it has no plugin: the leases stay with the host.
+        host.write("/etc/vmguard/vmguard.conf.d/90-bench.conf", "[leases]\nwithout_watchdog = accept\n")
         for disks in (1, 8, 32):
             images = Images(cluster, os.path.join(cluster.shared, str(disks)))
             for operation, (times, memory) in figures(host, images, disks).items():
