@@ -164,7 +164,8 @@ shared volume is. A guest runs, a second one is started. Written by `tests/rig/t
 TAIL = """
 *refused before QEMU*: in libvirt's `prepare` hook; nothing was opened or labelled. *refused after QEMU had opened it*: the plugin
 takes its leases when the guest's CPUs are about to run; QEMU has opened the image for writing by then, and libvirt has set its
-owner. *QEMU refuses*: it may not open the device, whose owner libvirt did not set for an argument. *both run*: two guests on one storage object, or one domain twice.
+owner. *QEMU refuses*: it may not open the device, whose owner libvirt did not set for an argument. *both run*: two guests
+on one storage object, or one domain twice.
 """
 
 
