@@ -23,9 +23,10 @@ pythondir := $(shell $(PYTHON) -I -c 'import site, sys; below = sys.argv[1].rstr
     print(next((d for d in site.getsitepackages() if d.startswith((below + "/", below + "64/"))), below + "/vmguard"))' '$(prefix)')
 
 # What tests and demo run on.
-PACKAGES = python3 python3-pytest python3-pytest-timeout python3-venv python3-libvirt \
+PACKAGES = python3 python3-pytest python3-pytest-timeout python3-hypothesis python3-venv python3-libvirt python3-rich \
     libvirt-daemon-system libvirt-clients libvirt-sanlock sanlock python3-sanlock \
-    qemu-system-x86 qemu-utils iproute2 util-linux procps mandoc shellcheck
+    qemu-system-x86 qemu-utils iproute2 util-linux mount procps mandoc shellcheck \
+    e2fsprogs xfsprogs btrfs-progs fdisk
 LINTERS = ruff mypy codespell
 
 .PHONY: all check recheck demo lint unit rig bench-hook deps install uninstall clean
