@@ -47,13 +47,13 @@ recheck:
 	    $(PYTEST) --last-failed --last-failed-no-failures none $$folder || [ $$? -eq 5 ] || status=1; \
 	done; exit $$status
 
-lint:
+lint: deps
 	$(PYTEST) tests/unit/test_linters.py
 
-unit:
+unit: deps
 	$(PYTEST) tests/unit
 
-rig:
+rig: deps
 	$(PYTEST) tests/rig
 
 # Writes docs/benchmarks.md.
