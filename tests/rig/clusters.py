@@ -88,14 +88,6 @@ class Guarded(Cluster):
         shutil.rmtree(host.folder + "/etc/libvirt/qemu", ignore_errors=True)
         self.boot([host])
 
-    def leftovers(self, host: Host) -> List[str]:
-        """Leases and records on a host that should have none."""
-        found = [f"{host}: lease {lease}" for lease in host.leases()]
-        folder = host.path("/run/vmguard/instances")
-        if os.path.isdir(folder):
-            found += [f"{host}: record {entry}" for entry in sorted(os.listdir(folder)) if entry.endswith(".json")]
-        return found
-
 
 class SmallStore(Guarded):
     """The store on a filesystem of its own, small, mounted on each host: one that can fill, freeze and go away."""

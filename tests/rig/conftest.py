@@ -67,9 +67,9 @@ def rest(cluster: Guarded) -> Iterator[Guarded]:
             continue
         host.remove_all_guests()
         try:
-            hosts.eventually(lambda host=host: not cluster.leftovers(host), "at rest", within=5)  # type: ignore[misc]
+            hosts.eventually(lambda host=host: not host.leftovers(), "at rest", within=5)  # type: ignore[misc]
         except AssertionError:
-            left += cluster.leftovers(host)
+            left += host.leftovers()
             cluster.recover(host)
     assert not left, "the guests are gone, and the hosts still have:\n" + "\n".join(left)
 

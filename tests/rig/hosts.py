@@ -432,6 +432,14 @@ class Host:
         done = self.run("sanlock", "client", "status", check=False)
         return [line.split()[1].split(":")[0] for line in done.out.splitlines() if line.startswith("s ")]
 
+    def leftovers(self) -> List[str]:
+        """Leases and records of vmguard, in words: on a host without guests there are none."""
+        found = [f"{self}: lease {lease}" for lease in self.leases()]
+        folder = self.path("/run/vmguard/instances")
+        if os.path.isdir(folder):
+            found += [f"{self}: record {entry}" for entry in sorted(os.listdir(folder)) if entry.endswith(".json")]
+        return found
+
     # -- after a test ---------------------------------------------------------------------------------------------------
 
     def domains(self) -> List[str]:

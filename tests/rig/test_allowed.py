@@ -127,4 +127,4 @@ def test_nothing_is_left_when_all_are_gone(node1: Host, node2: Host, images: Ima
         for position, uuid in enumerate(host.domains()):
             it = guest("any", uuid=uuid)
             host.kill9(it) if position % 2 else host.destroy(it)
-        eventually(lambda host=host: not host.cluster.leftovers(host), f"{host} has nothing")  # type: ignore[misc]
+        eventually(lambda host=host: not host.leftovers(), f"{host} has nothing")  # type: ignore[misc]

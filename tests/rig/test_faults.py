@@ -9,7 +9,7 @@ the fault is gone things work again with no hand's work, or with the one command
 import threading
 import time
 from contextlib import contextmanager
-from typing import Callable, Iterator
+from typing import Callable, Iterator, List
 
 import pytest
 from conftest import Images
@@ -86,7 +86,8 @@ def test_sanlock_dies_and_another_host_never_stops_trying(node1: Host, node2: Ho
     node1.start(web)
     node1.kill("sanlock")
     node1.start_sanlock()
-    stop, stolen = threading.Event(), []
+    stop = threading.Event()
+    stolen: List[str] = []  # the state of the first guest's QEMU when the other one had started
 
     def steal() -> None:
         while not stop.is_set() and not stolen:

@@ -116,6 +116,6 @@ def test_killed_later(operation: str, node1: Host, node2: Host, images: Images) 
 
 def assert_at_rest(host: Host, milliseconds: int) -> None:
     """Perhaps after one gc."""
-    if host.cluster.leftovers(host):
+    if host.leftovers():
         host.vmguard("gc")
-    eventually(lambda: not host.cluster.leftovers(host), f"at rest after a kill at {milliseconds} ms", within=5)
+    eventually(lambda: not host.leftovers(), f"at rest after a kill at {milliseconds} ms", within=5)

@@ -105,7 +105,7 @@ def test_saved_and_started_again(node1: Host, node2: Host, images: Images) -> No
     node1.define(web)
     node1.virsh("start", "web")
     node1.virsh("managedsave", "web")
-    assert node1.cluster.leftovers(node1) == []  # type: ignore[attr-defined]
+    assert node1.leftovers() == []
     node1.virsh("start", "web")
     still_held(node1, node2, web, disk)
 

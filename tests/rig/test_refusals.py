@@ -44,7 +44,7 @@ def test_a_refused_start_leaves_nothing(node1: Host, node2: Host, images: Images
     held = sorted(node1.leases())
     for _ in range(10):
         node2.refused(guest("web2", [disk]))
-    assert node2.cluster.leftovers(node2) == []  # type: ignore[attr-defined]
+    assert node2.leftovers() == []
     assert sorted(node1.leases()) == held
 
 

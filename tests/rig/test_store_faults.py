@@ -10,7 +10,7 @@ import json
 import os
 import time
 from contextlib import contextmanager
-from typing import Callable, Iterator
+from typing import Callable, ContextManager, Iterator
 
 import pytest
 from clusters import SmallStore
@@ -31,7 +31,7 @@ def small() -> Iterator[SmallStore]:
 
 @pytest.fixture
 def rested(small: SmallStore) -> Iterator[SmallStore]:
-    yield from rest(small)
+    yield from rest(small)  # type: ignore[misc]
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ FAULTS = [full, read_only, away, somebody_elses]
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
 def test_store_cannot_be_used(
-    fault: Callable[[Host, str], "contextmanager[None]"], node1: Host, node2: Host, images: Images, store: str
+    fault: Callable[[Host, str], ContextManager[None]], node1: Host, node2: Host, images: Images, store: str
 ) -> None:
     disk = images.raw("web.img")
     web, other = guest("web", [disk]), guest("other", [images.raw("other.img")])
