@@ -51,6 +51,7 @@ def read_disk(disk: Element, order: int, found: Found) -> None:
     optional = source is not None and source.get("startupPolicy") in ("optional", "requisite")
     driver = disk.first("driver")
     declared = driver.get("type") if driver is not None else None
+    cached = driver is None or driver.get("cache") not in ("none", "directsync")
     use = None
     if source is not None:
         use = read_image(disk, disk.get("type") or "file", source, what, access, declared, found)
@@ -60,7 +61,7 @@ def read_disk(disk: Element, order: int, found: Found) -> None:
         # A commit writes to one of the disk's own backing files.
         use, target_use = _committing(use, target_use)
     if use is not None:
-        found.use(use._replace(may_be_missing=optional, line=disk.line))
+        found.use(use._replace(may_be_missing=optional, host_cached=cached, line=disk.line))
     if target_use is not None:
         found.use(target_use)
 

@@ -40,6 +40,8 @@ class Claim(NamedTuple):
     why: str  # "the guest may write it", "it is a backing file of disk vda", "it lies under disk vda"
     others_see_it: bool = False  # other hosts can reach the same object
     written: bool = False  # the guest writes it, or something that lies on it
+    # The guest writes a block device through the page cache of its host: its writes can reach the medium after its end.
+    cached: bool = False
 
 
 class Needs(NamedTuple):
@@ -160,10 +162,11 @@ class _Collection:
             "the guest may write it" if alone else "the guest reads it" if not writes else "guests share it",
             storage.others_see_it,
             writes,
+            alone and use.host_cached and storage.device is not None,
         )
         self.add(claim, root)
         for identity in storage.also:
-            self.add(claim._replace(identity=identity), root)
+            self.add(claim._replace(identity=identity, cached=False), root)  # one mark for one cache
         self.beneath(storage, claim, root)
 
     def beneath(self, storage: Storage, above: Claim, root: int) -> None:

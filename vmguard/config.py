@@ -58,6 +58,9 @@ class Config(NamedTuple):
     single_host: bool = False  # no other host can reach any storage of this one
     io_timeout: int = 10  # seconds; sanlock's own default
     without_watchdog: WithoutWatchdog = WithoutWatchdog.REFUSE
+    # Which block devices are flushed at the end of a guest that wrote them through the page cache, before another host
+    # may have them: those that other hosts are known to reach, or all.
+    drain_all: bool = False
 
 
 class Host(NamedTuple):
@@ -312,6 +315,10 @@ def _yes(word: str) -> bool:
     return word == "yes"
 
 
+def _all(word: str) -> bool:
+    return word == "all"
+
+
 _KEYS: Dict[Tuple[str, str], Tuple[str, Callable[[str, str], Any]]] = {
     ("guard", "mode"): ("mode", _one_of(Guarding, "enforce", "audit", "off")),
     ("guard", "deadline"): ("deadline", _seconds(2, 300)),
@@ -322,5 +329,6 @@ _KEYS: Dict[Tuple[str, str], Tuple[str, Callable[[str, str], Any]]] = {
     ("store", "single_host"): ("single_host", _one_of(_yes, "yes", "no")),
     ("store", "io_timeout"): ("io_timeout", _number(MIN_IO_TIMEOUT, MAX_IO_TIMEOUT, " of seconds")),
     ("leases", "without_watchdog"): ("without_watchdog", _one_of(WithoutWatchdog, "refuse", "accept")),
+    ("leases", "drain"): ("drain_all", _one_of(_all, "shared", "all")),
 }
 _SECTIONS = frozenset(section for section, _ in _KEYS)

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 # The types of domain that libvirt's QEMU driver runs: accelerated by KVM, not at all, by macOS or by Hyper-V.
 QEMU_KINDS = frozenset(("kvm", "qemu", "hvf", "hyperv"))
 
+# Of the one element that vmguard puts into a domain's metadata (arrivals.py).
+ARRIVAL_NAMESPACE = "urn:vmguard:arrival:1"
+
 
 class Access(str, Enum):
     """What the guest may do with it."""
@@ -96,6 +99,9 @@ class Use(NamedTuple):
     backing: Tuple["Use", ...] = ()
     chain_ends: bool = False  # the XML ends the backing chain in words (<backingStore/>): headers need not be followed
     may_be_missing: bool = False  # libvirt or QEMU makes it at start (logs, first nvram), or drops it (startupPolicy)
+    # Whether what the guest writes goes through the page cache of the host: so it does unless cache='none' or 'directsync'
+    # is asked for.
+    host_cached: bool = True
     line: int = 0  # in the XML, from 1; 0: not from XML
 
 
@@ -116,6 +122,7 @@ class Domain(NamedTuple):
     not_understood: Tuple[NotUnderstood, ...] = ()
     # Arguments and elements that were seen, name no storage, and are worth a word.
     remarks: Tuple[NotUnderstood, ...] = ()
+    arrival: str = ""  # the nonce that our `migrate` or `restore` hook put into its metadata; "" if there is none
 
 
 def parse(xml: bytes) -> Domain:
@@ -151,7 +158,19 @@ def parse(xml: bytes) -> Domain:
         from vmguard.qemuargs import read_commandline
 
         read_commandline(root, found)
-    return Domain(name, uuid, tuple(found.uses), tuple(found.not_understood), tuple(found.remarks))
+    return Domain(
+        name,
+        uuid,
+        tuple(found.uses),
+        tuple(found.not_understood),
+        tuple(found.remarks),
+        _arrival(root.first("metadata")),
+    )
+
+
+def _arrival(metadata: Optional["Element"]) -> str:
+    mark = metadata.first("arrival", ARRIVAL_NAMESPACE) if metadata is not None else None
+    return (mark.get("nonce") or "") if mark is not None else ""
 
 
 def _name(element: Optional["Element"], line: int) -> str:

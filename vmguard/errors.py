@@ -36,6 +36,7 @@ class Holder(NamedTuple):
     shared: bool = False
     alive: Optional[bool] = None  # None: sanlock cannot say yet
     here: bool = False  # it is this very host
+    slot: str = "lease"  # which of the leases of the storage object: "lease", "ticket", "drain"
 
 
 class Refused(Error):
@@ -110,6 +111,31 @@ class LeaseLost(Refused):
         self.found = found
 
 
+class NotComing(Refused):
+    """A guest that was taken for one that migrates in is being started here."""
+
+
+class WrongDisk(Refused):
+    """
+    A guest migrates in onto a storage object that is not the one it has at its source, and nothing is copied into it.
+    """
+
+    def __init__(self, claim: "Claim", source: str) -> None:
+        super().__init__(claim, source)
+        self.claim = claim
+        self.source = source  # the name of the host that it comes from
+
+
+class StateStale(Refused):
+    """A saved state is to be restored onto a disk that was written since."""
+
+    def __init__(self, claim: "Claim", writer: Holder, again: bool = False) -> None:
+        super().__init__(claim, writer, again)
+        self.claim = claim
+        self.writer = writer
+        self.again = again  # this very state was restored before: what it had on its disks is gone by that
+
+
 class CannotTell(Error):
     """Could not be checked."""
 
@@ -167,6 +193,15 @@ class Unexplained(CannotTell):
     def __init__(self, claim: "Claim") -> None:
         super().__init__(claim)
         self.claim = claim
+
+
+class StateUnproven(CannotTell):
+    """Nothing shows that nobody has written a disk since a state of its guest was saved."""
+
+    def __init__(self, claim: "Claim", saved: float) -> None:
+        super().__init__(claim, saved)
+        self.claim = claim
+        self.saved = saved  # seconds since the epoch; 0.0: not known
 
 
 class LeaseDamaged(CannotTell):

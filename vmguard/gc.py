@@ -12,9 +12,11 @@ from typing import Dict, List, NamedTuple, Optional, Set
 from vmguard import events, host, hostlock, instance
 from vmguard.config import load
 from vmguard.errors import BadRequest, Misconfigured, RecordBroken
-from vmguard.guard import Here, end, here, qemu_of, sweep
+from vmguard.giving import end, sweep
 from vmguard.instance import Instance
-from vmguard.leases import HostState, client
+from vmguard.leases import HostState, client, slots
+from vmguard.member import Here, here
+from vmguard.owning import qemu_of
 from vmguard.text import plain, quoted
 
 
@@ -34,7 +36,7 @@ def collect(
 
     domain_is_off: by uuid, whether libvirt says that a domain neither runs nor starts; None if libvirt was not asked.
     repair: make damaged leases anew where nobody can hold them. force: a reason to do that although another host
-    might. Raises the kinds of `guard.here` where this host is no member.
+    might. Raises the kinds of `member.here` where this host is no member.
     """
     config = load()
     if config.store is None:
@@ -99,7 +101,9 @@ def _unexplained_leases(this: Here, dry_run: bool) -> List[Found]:
     """Orphans of this host that no record wants. A QEMU without a record might live on one: then they stay."""
     wanted: Set[str] = set()
     for one in instance.load_all():
-        wanted |= {this.store.lease(want.claim.identity).name for want in one.wants if not want.missing}
+        for want in one.wants:
+            if not want.missing:
+                wanted |= {place.name for place in slots.of(this.store.lease(want.claim.identity))}
     orphans = [lock for lock in client.orphans(this.store.lockspace) if lock.name not in wanted]
     if not orphans:
         return []
@@ -108,7 +112,8 @@ def _unexplained_leases(this: Here, dry_run: bool) -> List[Found]:
     found = []
     for lock in orphans:
         lease = this.store.lease_of_name(lock.name)
-        text = f"lease {lock.name} ({this.store.identity_of(lock.name) or 'of unknown storage'}) is held for no start"
+        identity = this.store.identity_of(lock.name.partition(".")[0])
+        text = f"lease {lock.name} ({identity or 'of unknown storage'}) is held for no start"
         if strangers:
             names = ", ".join(quoted(qemu.name) for qemu in strangers)
             found.append(Found("lease", f"{text}; guests without a record run and might need it: {names}", False))

@@ -19,6 +19,8 @@ def local(claim: Claim, instances: Iterable[Instance], host_id: int) -> List[Hol
     """The instances of this host that stand against the claim."""
     found = []
     for instance in instances:
+        if instance.state == "draining":
+            continue  # its guest is gone, and its page cache is ours
         want = _wanted(claim.identity, instance)
         if want is not None and excludes(claim.mode, want.claim.mode):
             found.append(
@@ -44,27 +46,36 @@ def _wanted(identity: str, instance: Instance) -> Optional[Want]:
     return None
 
 
-def anywhere(identity: str, store: Store, states: Dict[int, HostState]) -> List[Holder]:
+def gone(owner: Owner, states: Dict[int, HostState]) -> bool:
+    """Whether an entry of a lease's owners is what a host left behind when it went. A silent host is not gone."""
+    state = states.get(owner.host_id)
+    return state is not None and (state.state in ("dead", "free") or state.generation > owner.generation)
+
+
+def anywhere(identity: str, store: Store, states: Dict[int, HostState], slot: str = "lease") -> List[Holder]:
     """
-    Who has the lease of this identity on disk, on any host.
+    Who has the lease of this identity on disk, or another slot of it, on any host.
 
     states: the members of the lockspace by host id. Empty when nobody has it (any more). Raises CannotTell kinds when
     the lease cannot be read.
     """
-    lease = store.lease(identity)
-    notes = store.notes(identity)
+    lease = store.slot(identity, slot)
+    if slot == "lease":
+        notes = store.notes(identity)
+    else:
+        note = store.note(identity, slot)
+        notes = (note,) if note is not None else ()
     version = client.version(lease)
     found = []
     for owner in client.owners(lease):
         state = states.get(owner.host_id)
-        if state is not None and (state.state in ("dead", "free") or state.generation > owner.generation):
-            continue  # an entry that a host left behind when it went
+        if gone(owner, states):
+            continue
         alive = {"live": True, "fail": False}.get(state.state) if state is not None else None
-        note = _matching(owner, version, notes)
+        note = matching(owner, version, notes)
         if note is None:
-            found.append(
-                Holder(owner.host_id, host=store.host_name(owner.host_id), shared=owner.shared, alive=alive)
-            )
+            name = store.host_name(owner.host_id)
+            found.append(Holder(owner.host_id, host=name, shared=owner.shared, alive=alive, slot=slot))
         else:
             found.append(
                 Holder(
@@ -76,12 +87,13 @@ def anywhere(identity: str, store: Store, states: Dict[int, HostState]) -> List[
                     since=note.since,
                     shared=note.mode != Mode.EXCLUSIVE.value,
                     alive=alive,
+                    slot=slot,
                 )
             )
     return found
 
 
-def _matching(owner: Owner, version: int, notes: Tuple[Note, ...]) -> Optional[Note]:
+def matching(owner: Owner, version: int, notes: Tuple[Note, ...]) -> Optional[Note]:
     """The note that speaks of this owner; one of another time or generation says nothing."""
     for note in notes:
         if (note.host_id, note.generation) != (owner.host_id, owner.generation):
@@ -98,9 +110,9 @@ def everywhere(store: Store, states: Dict[int, HostState]) -> Iterator[Tuple[str
             yield identity, holder
 
 
-def try_anywhere(identity: str, store: Store, states: Dict[int, HostState]) -> List[Holder]:
+def try_anywhere(identity: str, store: Store, states: Dict[int, HostState], slot: str = "lease") -> List[Holder]:
     """The same for a sentence: what cannot be read is left out of it."""
     try:
-        return anywhere(identity, store, states)
+        return anywhere(identity, store, states, slot)
     except CannotTell:
         return []

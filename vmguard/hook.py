@@ -5,8 +5,8 @@ libvirt's arguments in, exit status and words out.
 Called by the hook script as `python3 -I -m vmguard.hook LIBVIRTD-PID NAME OPERATION ...` with the domain XML on standard
 input. Exit status:
 
-    0  go on
-    1  refuse (prepare, start): the words are on standard error, and are what `virsh start` prints
+    0  go on (migrate, restore: with the XML on standard output)
+    1  refuse (prepare, start, migrate, restore): the words are on standard error, and are what `virsh start` prints
     3  end the guest that has just started (started): its leases are not certain
 
 Everything else that happens in `started`, `release` and `reconnect` is written down and ends in 0: our own fault never
@@ -27,6 +27,7 @@ REFUSE = 1
 END_GUEST = 3
 
 Operation = Callable[[bytes, host.Process], None]
+Filter = Callable[[bytes, host.Process], bytes]
 
 OPERATIONS: Dict[str, Operation] = {
     "prepare": guard.prepare,
@@ -36,10 +37,13 @@ OPERATIONS: Dict[str, Operation] = {
     "reconnect": guard.reconnect,
 }
 
+# Their standard output is the XML that libvirt goes on with; empty, it is the one that it gave.
+FILTERS: Dict[str, Filter] = {"migrate": guard.migrate, "restore": guard.restore}
+
 
 def status_of(operation: str, error: Error) -> int:
     """What an error means for libvirt: a refusal before the guest runs; afterwards only proof ends it."""
-    if operation in ("prepare", "start"):
+    if operation in ("prepare", "start", *FILTERS):
         return REFUSE
     if operation == "started" and isinstance(error, Refused):
         return END_GUEST
@@ -54,6 +58,8 @@ def answer(operation: str, name: str, xml: bytes, libvirtd: int) -> deadline.Out
             raise Late(0, "starting: libvirt has gone")
         if os.geteuid() != 0:
             guard.unprivileged(operation, xml)
+        elif operation in FILTERS:
+            return 0, FILTERS[operation](xml, caller).decode("utf-8", "surrogateescape")
         else:
             OPERATIONS[operation](xml, caller)
         return 0, ""
@@ -84,9 +90,9 @@ def outcome_of(operation: str, name: str, xml: bytes, libvirtd: int) -> deadline
 
 
 def main(arguments: List[str]) -> int:
-    """The hook's process. Standard output stays empty: libvirt would take it for XML."""
+    """The hook's process. Standard output is for the filters alone: libvirt takes it for XML."""
     libvirtd, name, operation = int(arguments[0]), arguments[1], arguments[2]
-    if operation not in OPERATIONS:
+    if operation not in OPERATIONS and operation not in FILTERS:
         return 0
     xml = sys.stdin.buffer.read(MAX_BYTES + 1)
     status, text = outcome_of(operation, name, xml, libvirtd)
@@ -95,6 +101,9 @@ def main(arguments: List[str]) -> int:
         return 0
     if status:
         os.write(2, (text + "\n").encode("utf-8", "backslashreplace"))
+    elif text:
+        with open(1, "wb", closefd=False) as out:
+            out.write(text.encode("utf-8", "surrogateescape"))
     return status
 
 

@@ -197,6 +197,11 @@ def qemu_processes() -> Tuple[Qemu, ...]:
     return tuple(sorted(found))
 
 
+def is_incoming(pid: int) -> bool:
+    """Whether this QEMU was started to receive a guest."""
+    return any(argument in ("-incoming", "--incoming") for argument in _arguments(str(int(pid))))
+
+
 def libvirt_has_sanlock_plugin(pid: int) -> Optional[bool]:
     """Whether this libvirtd or virtqemud has loaded its sanlock lock driver; None where that cannot be seen."""
     maps = _read(f"{PROC}/{int(pid)}/maps")

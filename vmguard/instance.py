@@ -11,6 +11,7 @@ States of a record:
     intent   what will be taken is known, some of it may have been. Found under the host lock, its maker is dead.
     held     `prepare` said yes. Every lease is an orphan of this host; a QEMU may or may not exist.
     running  `started` found the QEMU; exclusive leases are QEMU's own (owner "qemu") or stay orphans (owner "host").
+    draining QEMU is gone, all is given back but the drain marks: the page cache is being written out.
 """
 
 import json
@@ -34,6 +35,11 @@ class Want(NamedTuple):
     lver: Optional[int] = None
     # True: the guest runs without this lease (audit mode, override); the reason is in the event log.
     missing: bool = False
+    # The version of the ticket that stands in for the lease while that is still the source's: a guest that migrated in.
+    ticket: Optional[int] = None
+    # The version of the drain mark, for what the guest writes through the page cache of this host.
+    drain: Optional[int] = None
+    drains: bool = False  # it is such a thing, whether the mark is held already or still the source's
 
 
 class Instance(NamedTuple):
@@ -53,6 +59,9 @@ class Instance(NamedTuple):
     qemu: Optional[Process] = None
     note: str = ""  # "audit", or the reason of the override it was started by
     frozen: bool = False  # stopped by a join until its leases are certain
+    coming: str = ""  # "migrate", "restore": it does not begin its life here
+    source: Optional[Tuple[int, int]] = None  # host id and generation that it migrates from, where that holds leases
+    image: Optional[Tuple[str, float]] = None  # the saved state it is restored from: its mark, and when it was written
 
 
 def new_id(uuid: str) -> str:
@@ -74,17 +83,27 @@ def _plain(instance: Instance) -> Dict[str, Any]:
     record["format"] = FORMAT
     record["libvirtd"] = list(instance.libvirtd)
     record["qemu"] = list(instance.qemu) if instance.qemu else None
+    record["source"] = list(instance.source) if instance.source else None
+    record["image"] = list(instance.image) if instance.image else None
     record["wants"] = [_plain_want(want) for want in instance.wants]
     return record
 
 
 def _plain_want(want: Want) -> Dict[str, Any]:
-    return {"claim": want.claim._asdict(), "lver": want.lver, "missing": want.missing}
+    record: Dict[str, Any] = want._asdict()
+    record["claim"] = want.claim._asdict()
+    return record
+
+
+# Members that a later version added are passed over: what it must not be read without, it gives another format.
+def _known(record: Dict[str, Any], fields: Tuple[str, ...]) -> Dict[str, Any]:
+    return {name: record[name] for name in fields if name in record}
 
 
 def _want(record: Dict[str, Any]) -> Want:
-    claim = record["claim"]
-    return Want(Claim(**dict(claim, mode=Mode(claim["mode"]))), record["lver"], record["missing"])
+    claim = _known(record["claim"], Claim._fields)
+    claim["mode"] = Mode(claim["mode"])
+    return Want(**dict(_known(record, Want._fields), claim=Claim(**claim)))
 
 
 def _instance(record: Dict[str, Any]) -> Instance:
@@ -92,8 +111,15 @@ def _instance(record: Dict[str, Any]) -> Instance:
         raise ValueError("it was written by another version of vmguard")
     record["libvirtd"] = Process(*record["libvirtd"])
     record["qemu"] = Process(*record["qemu"]) if record["qemu"] else None
+    for name in ("source", "image"):
+        record[name] = tuple(record[name]) if record.get(name) else None
     record["wants"] = tuple(_want(want) for want in record["wants"])
-    return Instance(**record)
+    return Instance(**_known(record, Instance._fields))
+
+
+def pending(instance: Instance) -> bool:
+    """Whether something is still to come from the host that the instance migrated from."""
+    return any(want.ticket is not None or (want.drains and want.drain is None) for want in instance.wants)
 
 
 def write(instance: Instance) -> None:

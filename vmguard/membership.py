@@ -11,19 +11,32 @@ the guest is killed: a second writer is proven, and its next write would be the 
 
 import os
 import signal
-from typing import List, NamedTuple, Tuple
+import time
+from typing import List, NamedTuple, Optional, Tuple
 
 from vmguard import events, host, hostlock, instance
 from vmguard.claims import Mode
 from vmguard.config import Config, load
 from vmguard.deadline import step
-from vmguard.errors import BadRequest, CannotTell, Error, InUse, LeaseLost, Misconfigured, NotJoined
-from vmguard.guard import Here, acquire, here, qemu_of, sweep, write_note
+from vmguard.errors import (
+    BadRequest,
+    CannotTell,
+    Error,
+    InUse,
+    LeaseLost,
+    Misconfigured,
+    NotJoined,
+    SanlockFailed,
+)
+from vmguard.giving import sweep
 from vmguard.host import Process
-from vmguard.instance import Instance
-from vmguard.leases import client, lockspace
+from vmguard.instance import Instance, Want
+from vmguard.leases import Lease, client, lockspace, slots
 from vmguard.leases.store import Store
+from vmguard.member import Here, here
+from vmguard.owning import qemu_of
 from vmguard.report import sentence
+from vmguard.taking import HELD_HERE, MOMENT, OWNED, PATIENCE, acquire, write_notes, writer_of
 
 
 class Joined(NamedTuple):
@@ -127,6 +140,20 @@ def _again(one: Instance, qemu: Process, this: Here) -> Instance:
     have = {want.claim.identity for other in others for want in other.wants if not want.missing}
     # A join that died after taking some of them: those are orphans of ours, of this membership.
     already = {lock.name: lock for lock in client.orphans(this.store.lockspace)}
+
+    def regain(want: Want, place: Lease, before: Optional[int], connection: client.Connection) -> int:
+        found = already.get(place.name)
+        if found is not None:
+            lver = found.lver
+        elif want.claim.mode is not Mode.EXCLUSIVE and place.name == this.store.lease(want.claim.identity).name:
+            return acquire(want.claim, this, connection)
+        else:
+            lver = _again_exclusively(want, place, connection)
+        # Each exclusive acquire adds one: ours, and no other. So nobody else got in, whoever has what stands beside it.
+        if before is not None and lver != before + 1:
+            raise LeaseLost(want.claim, before + 1, lver)
+        return lver
+
     wants = []
     with client.Connection() as connection:
         for want in one.wants:
@@ -134,21 +161,40 @@ def _again(one: Instance, qemu: Process, this: Here) -> Instance:
             if want.missing or (want.claim.identity in have and want.claim.mode is not Mode.EXCLUSIVE):
                 wants.append(want)
                 continue
-            found = already.get(lease.name)
-            lver = found.lver if found is not None else acquire(want.claim, this, connection)
-            # Each exclusive acquire adds one: ours, and no other.
-            if want.claim.mode is Mode.EXCLUSIVE and want.lver is not None and lver != want.lver + 1:
-                raise LeaseLost(want.claim, want.lver + 1, lver)
-            wants.append(want._replace(lver=lver))
+            if want.ticket is not None:
+                want = want._replace(ticket=regain(want, slots.ticket(lease), want.ticket, connection))
+            if want.lver is not None or want.ticket is None:
+                want = want._replace(lver=regain(want, lease, want.lver, connection))
+            if want.drain is not None:
+                want = want._replace(drain=regain(want, slots.drain(lease), None, connection))
+            wants.append(want)
     if client.daemon_facts().use_watchdog:
         client.used_by_orphans(this.store.lockspace, True)
     again = one._replace(
         wants=tuple(wants), generation=this.generation, state="running", owner="host", qemu=qemu, frozen=False
     )
     for want in again.wants:
-        if want.lver is not None and not want.missing:
-            write_note(want, again, this)
+        if not want.missing:
+            write_notes(want, again, this, writer_of(want, again))
     return again
+
+
+def _again_exclusively(want: Want, place: Lease, connection: client.Connection) -> int:
+    """
+    Acquire a lease or a slot whatever stands beside it: the other end of a migration of this same guest, perhaps.
+
+    Raises LeaseLost where it is somebody's.
+    """
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return connection.acquire(place, shared=False)
+        except SanlockFailed as error:
+            if error.code in OWNED | HELD_HERE:
+                raise LeaseLost(want.claim, want.lver, None) from error
+            if error.code not in MOMENT or time.monotonic() > end:
+                raise
+        time.sleep(0.01)
 
 
 def leave_host() -> bool:

@@ -104,6 +104,10 @@ def _holder(holder: errors.Holder, claim: Claim, now: float) -> str:
                 text += " (reading or sharing it)"
         if holder.since is not None:
             text += f", since {moment(holder.since)} ({duration(now - holder.since)})"
+    if holder.slot == "ticket":
+        text += "; it is just migrating there"
+    elif holder.slot == "drain":
+        text += "; it has ended, and its last writes are still on their way to the disk"
     if holder.alive is False:
         text += "; that host does not answer"
     return text
@@ -183,6 +187,56 @@ def _lease_lost(error: errors.LeaseLost, domain: str, now: float) -> List[str]:
         " somebody may have written in between",
         "  do:    start it again; if that fails, look at `vmguard status` and the log of sanlock",
     ]
+
+
+def _not_coming(error: errors.NotComing, domain: str, now: float) -> List[str]:
+    return [
+        _head(domain, "it was announced as a guest that migrates in, and was then started here."),
+        "  do:    start it again: it is then checked as a start",
+    ]
+
+
+def _wrong_disk(error: errors.WrongDisk, domain: str, now: float) -> List[str]:
+    return [
+        _head(
+            domain, f"{error.claim.what} is another disk here than on host {plain(error.source)}, where it comes from."
+        ),
+        _place(error.claim.what, error.claim.path),
+        "  why:   the same path leads to different storage on the two hosts, and the migration does not copy it",
+        "  do:    put the disk where both hosts reach it by that path, or migrate with --copy-storage-all",
+    ]
+
+
+def _state_stale(error: errors.StateStale, domain: str, now: float) -> List[str]:
+    claim, writer = error.claim, error.writer
+    lines = [_head(domain, "the saved state does not fit its disks any more.")]
+    if claim.identity.startswith("vm:"):
+        lines.append(
+            "  why:   "
+            + (
+                "this state was restored before, and the guest has run since"
+                if error.again
+                else "the guest has run since the state was saved"
+            )
+        )
+    else:
+        lines += [_place(claim.what, claim.path), "  why:   it was written since the state was saved"]
+    lines.append(f"  by:    {_holder(writer, claim, now)}")
+    lines.append(
+        "  do:    discard the state and start the guest afresh: virsh managedsave-remove, or virsh start --force-boot."
+    )
+    lines.append(f"         To restore it all the same, and lose what was written: vmguard override {typed(domain)}")
+    return lines
+
+
+def _state_unproven(error: errors.StateUnproven, domain: str, now: float) -> List[str]:
+    saved = f" (saved {moment(error.saved)})" if error.saved else ""
+    return _cannot_tell(
+        domain,
+        f"nothing shows that nobody has written {error.claim.what} since its state was saved{saved}",
+        f"{plain(error.claim.path)}: its lease was held in between, and no note says whether it was written",
+        f"if you know that nobody has: vmguard override {typed(domain)}; else discard the state and start the guest afresh",
+    )
 
 
 def _cannot_tell(domain: str, what: str, why: str, do: str) -> List[str]:
@@ -304,6 +358,10 @@ _REFUSALS: Dict[type, Callable[..., List[str]]] = {
     errors.LocalStore: _local_store,
     errors.NoWatchdog: _no_watchdog,
     errors.LeaseLost: _lease_lost,
+    errors.NotComing: _not_coming,
+    errors.WrongDisk: _wrong_disk,
+    errors.StateStale: _state_stale,
+    errors.StateUnproven: _state_unproven,
     errors.BadDomain: _bad_domain,
     errors.Unresolvable: _unresolvable,
     errors.SanlockFailed: _sanlock_failed,

@@ -12,9 +12,10 @@ from vmguard.claims import Claim, Mode, Needs, claim_on_itself, needs_of
 from vmguard.config import Config, load
 from vmguard.domain import Domain, Use
 from vmguard.errors import Error, Holder, InUse
-from vmguard.guard import Here, check_store_reaches, here
 from vmguard.holders import anywhere, excludes, local
+from vmguard.member import Here, check_store_reaches, here
 from vmguard.storage.facts import LiveFacts
+from vmguard.taking import beside
 
 
 class Look(NamedTuple):
@@ -70,10 +71,10 @@ def _look(claim: Claim, this: Here, config: Config) -> Look:
                 holder
                 for holder in anywhere(claim.identity, this.store, this.states)
                 if not (holder.host_id == this.host_id and holder.shared and claim.mode is not Mode.EXCLUSIVE)
-            ]
+            ] + beside(claim, this.store.lease(claim.identity), this)
     except Error as error:
         return Look(claim, lease.name, tuple(holders), error)
-    against = [holder for holder in holders if holder.here or _excludes(claim, holder)]
+    against = [holder for holder in holders if holder.here or holder.slot != "lease" or _excludes(claim, holder)]
     return Look(claim, lease.name, tuple(holders), InUse(claim, against) if against else None)
 
 

@@ -623,9 +623,9 @@ def test_a_refusal_knows_its_line():
 
 def test_types_stay_a_contract():
     assert Use._fields == (
-        "what", "location", "access", "format", "backing", "chain_ends", "may_be_missing", "line",
+        "what", "location", "access", "format", "backing", "chain_ends", "may_be_missing", "host_cached", "line",
     )  # fmt: skip
-    assert domain.Domain._fields == ("name", "uuid", "uses", "not_understood", "remarks")
+    assert domain.Domain._fields == ("name", "uuid", "uses", "not_understood", "remarks", "arrival")
 
 
 def test_nothing_slow_is_imported():

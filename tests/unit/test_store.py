@@ -14,7 +14,7 @@ from conftest import Pair, key
 from sanlock_hosts import Cluster, Host
 
 from vmguard.errors import BadRequest, Error, HostIdTaken, LeaseDamaged, SanlockDown, StoreBroken
-from vmguard.leases import Note, _cluster, _files, _notes, client
+from vmguard.leases import Note, _cluster, _files, _notes, client, slots
 from vmguard.leases.store import Store, lease_name
 
 ALIGN = 1 << 20
@@ -146,7 +146,8 @@ def _edit(path: str, **members: Any) -> None:
         (lambda path: shutil.rmtree(path), "missing"),
         (lambda path: [os.unlink(f"{path}/{name}") for name in ("vmguard.json", "setup.json")], "not mounted"),
         (lambda path: os.unlink(path + "/vmguard.json"), "not finished"),
-        (lambda path: _edit(path + "/vmguard.json", format=2), "format is 2"),
+        (lambda path: _edit(path + "/vmguard.json", format=3), "format is 3"),
+        (lambda path: _edit(path + "/vmguard.json", format=1), "format is 1"),
         (lambda path: _edit(path + "/vmguard.json", cluster="0" * 32), "damaged"),
         (lambda path: _edit(path + "/vmguard.json", cluster=[]), "damaged"),
         (lambda path: _edit(path + "/vmguard.json", sector=4096), "damaged"),
@@ -156,7 +157,7 @@ def _edit(path: str, **members: Any) -> None:
         (lambda path: os.unlink(path + "/lockspace"), "lockspace"),
         (lambda path: os.truncate(path + "/lockspace", 512), "lockspace"),
     ],
-    ids="gone unmounted half newer other-name no-string sector bool cut empty no-lockspace short-lockspace".split(),
+    ids="gone unmounted half newer older other-name no-string sector bool cut empty no-lockspace short-lockspace".split(),
 )
 def test_what_is_no_store_is_not_opened(cluster: Cluster, spoil: Callable[[str], Any], why: str) -> None:
     store = created(cluster, cluster.host("a"))
@@ -196,9 +197,10 @@ def test_ensure_makes_a_free_lease_once(pair: Pair, identity: str) -> None:
     lease = pair.one.run(lambda: pair.store.ensure(identity))
     assert lease == pair.store.lease(identity)
     found = os.stat(lease.path)
-    assert (found.st_size, found.st_mode & 0o777, found.st_nlink) == (ALIGN, 0o660, 1)
-    assert found.st_blocks * 512 >= ALIGN, "a hole in it may make QEMU or the filesystem see larger sectors"
-    assert pair.one.run(lambda: (client.version(lease), client.owners(lease))) == (0, ())
+    assert (found.st_size, found.st_mode & 0o777, found.st_nlink) == (3 * ALIGN, 0o660, 1)
+    assert found.st_blocks * 512 >= 3 * ALIGN, "a hole in it may make QEMU or the filesystem see larger sectors"
+    for slot in slots.of(lease):
+        assert pair.one.run(lambda slot=slot: (client.version(slot), client.owners(slot))) == (0, ())  # type: ignore[misc]
     assert pair.two.run(lambda: pair.store.ensure(identity)) == lease
     assert os.stat(lease.path).st_ino == found.st_ino
 

@@ -10,10 +10,10 @@ from vmguard.claims import Mode
 from vmguard.cli import _show
 from vmguard.config import Config, load
 from vmguard.errors import CannotTell, Error, Misconfigured
-from vmguard.guard import here
 from vmguard.holders import everywhere
 from vmguard.leases import client, lockspace
 from vmguard.leases.store import Store
+from vmguard.member import here
 from vmguard.report import message
 from vmguard.setup import daemons, hookfile, libvirtside
 from vmguard.text import moment

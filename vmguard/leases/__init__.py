@@ -4,11 +4,12 @@ Leases: sanlock, the store, who holds what.
 
     client.py     the calls of libsanlock, as Python
     store.py      the directory that all hosts share: lockspace, lease files, notes, host ids
+    slots.py      the three leases of one identity: the lease itself, the ticket, the drain mark
     lockspace.py  joining, leaving, who else is there
     status.py     what the daemon of this host has in memory
 """
 
-from typing import NamedTuple, Optional
+from typing import NamedTuple, Optional, Tuple
 
 
 class Lease(NamedTuple):
@@ -39,6 +40,16 @@ class HostState(NamedTuple):
     timestamp: int = 0
 
 
+class Writer(NamedTuple):
+    """The last instance that may have written a storage object."""
+
+    lver: int  # at which it held the lease
+    uuid: str
+    domain: str
+    host: str
+    since: float  # seconds since the epoch: its start
+
+
 class Note(NamedTuple):
     """
     Who holds a lease, in words, beside the lease file. Written by the holder after it acquired. It counts only if
@@ -56,6 +67,11 @@ class Note(NamedTuple):
     path: str
     since: float  # seconds since the epoch
     instance: str = ""
+    slot: str = "lease"  # or "ticket", "drain": which of the leases of the identity this speaks of
+    # Who wrote last, up to and with this lver. None: that is not known.
+    writer: Optional[Writer] = None
+    # Of the lease of a domain itself: marks of its saved states that have been restored, and are so used up.
+    restored: Tuple[str, ...] = ()
     format: int = 1
 
 

@@ -11,7 +11,7 @@ from vmguard.errors import StoreBroken
 from vmguard.leases import _files, _notes, client
 from vmguard.leases import _library as lib
 
-FORMAT = 1
+FORMAT = 2  # 2: a lease file has three leases in it
 
 # Seconds. sanlock keeps it in 8 bits; eight of them without a renewal cost a host its leases.
 IO_TIMEOUTS = range(1, 121)
@@ -71,6 +71,8 @@ def read(fd: int, path: str, name: str) -> Optional[Cluster]:
     version = found.get("format")
     if type(version) is int and version > FORMAT:
         raise StoreBroken(path, f"its format is {version}, and this vmguard, which is older, knows up to {FORMAT}")
+    if type(version) is int and 0 < version < FORMAT:
+        raise StoreBroken(path, f"its format is {version}, of a vmguard from before its first release: make a new one")
     cluster = _identity(data) if version == FORMAT else None
     if cluster is None:
         raise StoreBroken(path, f"its {name} is damaged")

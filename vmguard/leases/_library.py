@@ -35,6 +35,8 @@ REL_ORPHAN = 0x4
 
 REM_UNUSED = 0x2
 
+REQ_FORCE = 1  # SANLK_REQ_FORCE: the owner's daemon kills the process that has it
+
 CONFIG_USED_BY_ORPHANS = 0x4
 CONFIG_UNUSED_BY_ORPHANS = 0x8
 
@@ -137,6 +139,7 @@ def library() -> Any:
             "rem_lockspace": [lockspace, flags],
             "get_hosts": [text, ctypes.c_uint64, hosts, count, flags],
             "set_config": [text, flags, flags, ctypes.c_void_p],
+            "request": [flags, flags, resource],
             "version": [flags, word, word],
         }
         for name, arguments in prototypes.items():

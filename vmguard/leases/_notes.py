@@ -8,7 +8,8 @@ import json
 from typing import Any, Dict, NamedTuple, Optional
 
 from vmguard.claims import Mode
-from vmguard.leases import Note
+from vmguard.leases import Note, Writer
+from vmguard.leases.slots import SUFFIXES
 
 FORMAT = 1
 
@@ -49,10 +50,12 @@ def number(found: Any) -> Optional[float]:
 
 def encode_note(note: Note) -> bytes:
     """A note as it is stored."""
-    return text(note._asdict())
+    content: Dict[str, Any] = note._asdict()
+    content["writer"] = note.writer._asdict() if note.writer is not None else None
+    return text(content)
 
 
-_STRINGS = ("identity", "mode", "host", "domain", "uuid", "path", "instance")
+_STRINGS = ("identity", "mode", "host", "domain", "uuid", "path", "instance", "slot")
 _NUMBERS = ("host_id", "generation", "lver")
 _MODES = frozenset(mode.value for mode in Mode)
 
@@ -63,15 +66,29 @@ def decode_note(data: bytes) -> Optional[Note]:
     if found is None or found.get("format") != FORMAT:
         return None
     strings: Dict[str, Any] = {name: found.get(name, "") for name in _STRINGS}
+    strings["slot"] = strings["slot"] or "lease"
     numbers: Dict[str, Any] = {name: found.get(name) for name in _NUMBERS}
     since = number(found.get("since"))
     if not all(isinstance(value, str) for value in strings.values()) or since is None:
         return None
     if not all(type(value) is int and 0 <= value < 1 << 64 for value in numbers.values()):
         return None
-    if strings["mode"] not in _MODES:
+    if strings["mode"] not in _MODES or strings["slot"] not in SUFFIXES:
         return None
-    return Note(**strings, **numbers, since=since)
+    restored = found.get("restored")
+    marks = tuple(str(mark) for mark in restored) if isinstance(restored, list) else ()
+    return Note(**strings, **numbers, since=since, writer=_writer(found.get("writer")), restored=marks)
+
+
+def _writer(found: Any) -> Optional[Writer]:
+    """The writer that a note names; None for anything that is not quite one: it is then unknown who wrote."""
+    if not isinstance(found, dict):
+        return None
+    uuid, domain, host = (found.get(name) for name in ("uuid", "domain", "host"))
+    lver, since = found.get("lver"), number(found.get("since"))
+    if not (isinstance(uuid, str) and isinstance(domain, str) and isinstance(host, str)):
+        return None
+    return Writer(lver, uuid, domain, host, since) if type(lver) is int and since is not None else None
 
 
 def encode_host(record: HostRecord) -> bytes:

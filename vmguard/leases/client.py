@@ -216,6 +216,27 @@ def adopt(pid: int, leases: Sequence[Lease]) -> None:
             raise lib.failure("adopt", code, lease.path)
 
 
+def release_of(pid: int, lease: Lease) -> None:
+    """Release a lease that a registered process has. Nothing happens where it has none. Raises SanlockFailed."""
+    code = lib.library().sanlock_release(-1, _pid(pid), 0, 1, lib.one(lib.resource(lease)))
+    # EPERM, ENOENT: it does not hold that one
+    if code < 0 and code not in (-errno.EPERM, -errno.ENOENT):
+        raise lib.failure("release", code, lease.path)
+
+
+def request_end(lease: Lease) -> None:
+    """
+    Ask the host that owns the lease to kill the process that has it. Heeded when that host's sanlock renews the next
+    time, within some io_timeouts; not for orphans. Raises LeaseDamaged, StoreBroken, SanlockFailed, SanlockDown.
+    """
+    item = lib.resource(lease)
+    # A request asks for the next version, and lapses when somebody has got it.
+    item.lver = version(lease) + 1
+    code = lib.library().sanlock_request(0, lib.REQ_FORCE, ctypes.byref(item))
+    if code < 0:
+        raise lib.failure("request", code, lease.path)
+
+
 def held_by(pid: int, lockspace: Optional[str] = None) -> Dict[str, Lock]:
     """What a registered process holds, by name. Raises SanlockFailed (-ESRCH: it is not registered), SanlockDown."""
     code, state = _inquire(-1, _pid(pid))

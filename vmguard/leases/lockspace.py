@@ -8,25 +8,21 @@ record is watched: a living host renews it.
 """
 
 import errno
-import mmap
 import os
-import struct
 import time
 from typing import NamedTuple, Optional, Tuple
 
 from vmguard import host
 from vmguard.errors import BadRequest, HostIdTaken, LeaseDamaged, Misconfigured, NotJoined
-from vmguard.leases import HostState, _files, client, status
+from vmguard.leases import HostState, _files, client, slots, status
 from vmguard.leases import _library as lib
 from vmguard.leases.status import Space
 from vmguard.leases.store import Store
 
-# leader.h: magic, version, flags, sector size, number of hosts, of hosts at most, owner, generation, lver, lockspace,
-# name of the owner, timestamp; on disk in little-endian order. The second half of the sector is for messages.
-_RECORD = struct.Struct("<4I5Q48s48sQ")
+# The record of a host (slots.RECORD, with the name of the owner where a lease has its own): the second half of the
+# sector is for messages.
 _RECORD_LEN = 256
 _MAGIC = 0x12212010  # DELTA_DISK_MAGIC
-_BLOCK = 4096  # bytes that direct reading wants at once, on any disk
 
 _POLL = 0.1  # seconds
 
@@ -57,20 +53,14 @@ def _renewal(store: Store, host_id: int) -> _Renewal:
     """What is on disk, now: read past every cache. Raises StoreBroken, LeaseDamaged."""
     path = _path(store)
     offset = (host_id - 1) * lib.SECTOR
-    block = offset - offset % _BLOCK
+    block = offset - offset % slots.BLOCK
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
-        try:
-            with mmap.mmap(-1, _BLOCK) as memory:  # a page: aligned as direct reading wants it
-                length = os.preadv(fd, [memory], block)
-                raw = memory[offset - block : offset - block + _RECORD_LEN] if length == _BLOCK else b""
-        finally:
-            os.close(fd)
+        raw = slots.read(path, block)[offset - block : offset - block + _RECORD_LEN]
     except OSError as error:
         raise _files.broken(path, error) from error
     if len(raw) < _RECORD_LEN:
         raise LeaseDamaged(path, store.lockspace, -errno.EMSGSIZE)
-    fields = _RECORD.unpack_from(raw)
+    fields = slots.RECORD.unpack_from(raw)
     if fields[0] != _MAGIC:
         raise LeaseDamaged(path, store.lockspace, lib.LEADER_MAGIC)
     return _Renewal(fields[11], os.fsdecode(fields[10].partition(b"\0")[0]), raw)

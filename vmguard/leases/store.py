@@ -5,9 +5,10 @@ The store: a directory on storage that all hosts share.
     vmguard.json             which cluster this is; there only once the lockspace is
     setup.json               the same file, one step earlier: while it is there alone, a setup is under way or died
     lockspace                sanlock's, 1 MiB: which hosts live
-    leases/<name>            sanlock's, 1 MiB: one lease; <name> is a hash of the identity
+    leases/<name>            sanlock's, 3 MiB: the leases of one identity (slots.py); <name> is a hash of the identity
     leases/<name>.note       who has it exclusively, in words
     leases/<name>.<id>.note  for whom the host <id> has it, shared or for itself
+    leases/<name>.t.note     who has the ticket; <name>.d.note: the drain mark
     hosts/<id>.json          which machine is host <id>
     */new.*                  files that are being made
 
@@ -25,8 +26,7 @@ from typing import Iterator, List, Optional, Tuple
 
 from vmguard.claims import Mode
 from vmguard.errors import BadRequest, LeaseDamaged, StoreBroken
-from vmguard.leases import Lease, Note, _cluster, _files, _notes, client
-from vmguard.leases import _library as lib
+from vmguard.leases import Lease, Note, _cluster, _files, _notes, client, slots
 from vmguard.leases._cluster import Cluster
 from vmguard.leases._hostids import HostIds
 
@@ -128,8 +128,13 @@ class Store(HostIds):
         return self.lease_of_name(lease_name(identity))
 
     def lease_of_name(self, name: str) -> Lease:
-        """The lease of this name. Touches nothing."""
-        return Lease(self.lockspace, name, self.lease_path(name))
+        """The lease of this name, which may be that of a ticket or drain mark. Touches nothing."""
+        bare, _, slot = name.partition(".")
+        return slots.at(Lease(self.lockspace, bare, self.lease_path(bare)), slot)
+
+    def slot(self, identity: str, slot: str) -> Lease:
+        """The "lease", "ticket" or "drain" mark of an identity. Touches nothing."""
+        return slots.at(self.lease(identity), slots.SUFFIXES[slot].lstrip("."))
 
     def has(self, identity: str) -> bool:
         """Whether there is a lease of this identity already. Raises StoreBroken."""
@@ -155,7 +160,7 @@ class Store(HostIds):
             return lease
         except OSError as error:
             raise _files.broken(lease.path, error) from error
-        if not stat.S_ISREG(found.st_mode) or found.st_size < lib.ALIGN:
+        if not stat.S_ISREG(found.st_mode) or found.st_size < slots.FILE_BYTES:
             raise LeaseDamaged(lease.path, identity, -errno.EMSGSIZE)
         return lease
 
@@ -163,9 +168,10 @@ class Store(HostIds):
         facts = client.daemon_facts()
         with self._open("leases") as fd:
             # Zeros, and synced: blocks that are there before sanlock writes past the page cache.
-            new = _files.make(fd, bytes(lib.ALIGN), 0o660, (facts.uid, facts.gid))
+            new = _files.make(fd, bytes(slots.FILE_BYTES), 0o660, (facts.uid, facts.gid))
             try:
-                client.format_lease(lease._replace(path=self.lease_path(new)))
+                for slot in slots.of(lease):
+                    client.format_lease(slot._replace(path=self.lease_path(new)))
                 _files.place(fd, new, lease.name)  # False: somebody else was first, and theirs is as good
             except BaseException:
                 _files.drop(fd, new)
@@ -177,7 +183,7 @@ class Store(HostIds):
 
     def damaged(self) -> Tuple[str, ...]:
         """
-        The names of lease files that do not read as the lease of that name. Reads them all: half a millisecond each.
+        The names of lease files that do not read as the leases of that name. Reads them all: a millisecond each.
 
         Raises StoreBroken, SanlockDown, SanlockFailed.
         """
@@ -190,9 +196,10 @@ class Store(HostIds):
     @staticmethod
     def _is_damaged(lease: Lease) -> bool:
         try:
-            client.version(lease)
-            # The first sector alone may be whole: sanlock reads no further to tell the version.
-            return os.stat(lease.path).st_size < lib.ALIGN
+            for slot in slots.of(lease):
+                client.version(slot)
+            # The first sectors alone may be whole: sanlock reads no further to tell the version.
+            return os.stat(lease.path).st_size < slots.FILE_BYTES
         except LeaseDamaged:
             return True
         except OSError as error:
@@ -215,7 +222,8 @@ class Store(HostIds):
                 if entry.startswith(name + ".") and entry.endswith(".note"):
                     _files.drop(fd, entry)
             os.fsync(fd)
-        client.format_lease(lease)
+        for slot in slots.of(lease):
+            client.format_lease(slot)
 
     def leftovers(self) -> Tuple[str, ...]:
         """Paths of files that were being made by a process that died: known for this host, after an hour for others."""
@@ -243,12 +251,20 @@ class Store(HostIds):
         Put a note beside its lease: one for its exclusive holder, one per host else. On disk when this returns: a
         power cut must not bring an older one back. Raises StoreBroken.
         """
-        name = lease_name(note.identity)
-        if note.mode != Mode.EXCLUSIVE.value:
+        name = lease_name(note.identity) + slots.SUFFIXES[note.slot]
+        if note.slot == "lease" and note.mode != Mode.EXCLUSIVE.value:
             name += f".{note.host_id}"
         with _files.directory(os.path.join(self.path, "leases")) as fd:
             new = _files.make(fd, _notes.encode_note(note), 0o640)
             _files.replace(fd, new, name + ".note")
+
+    def note(self, identity: str, slot: str = "lease") -> Optional[Note]:
+        """The note of the exclusive holder of a slot, true only where the lease agrees. Raises StoreBroken."""
+        name = lease_name(identity)
+        with _files.directory(os.path.join(self.path, "leases")) as fd:
+            data = _files.read(fd, f"{name}{slots.SUFFIXES[slot]}.note", _notes.LIMIT)
+        note = _notes.decode_note(data) if data is not None else None
+        return note if note is not None and (note.identity, note.slot) == (identity, slot) else None
 
     def notes(self, identity: str) -> Tuple[Note, ...]:
         """What the notes beside a lease say: true only where the lease agrees. Raises StoreBroken."""

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+What is left to do for an instance when no hook is running: a process of its own, which ends when it is done.
+
+    a guest that has migrated in   gets its leases as its source lets go of them (the handover)
+    a guest that has ended         its host's page cache is written out, and the drain marks are given back
+
+Nothing depends on it at once: a guest without its handover is as well protected by its tickets, and can be migrated on; a
+device that is not drained yet is kept from the others. An errand that died is sent again by the next sweep.
+"""
+
+import fcntl
+import os
+import time
+from typing import List, Optional
+
+from vmguard import events, host, hostlock, instance, libvirtstate, paths
+from vmguard.config import load
+from vmguard.errors import CannotTell, Error
+from vmguard.instance import Instance
+from vmguard.leases import Lease, client
+
+# How often the owners of the leases are looked at: at first in steps of this, then less and less.
+_FIRST_PAUSE, _LAST_PAUSE = 0.03, 0.5  # seconds
+
+# From the guest's first instruction at its destination to the end of QEMU at its source pass 0.3 to 0.8 s. A source that
+# still has the leases after this will not end by itself: its libvirt has died, and somebody might let it go on.
+GRACE = 5.0  # seconds
+
+_CODE = "import sys; sys.path.insert(0, sys.argv[1]); from vmguard.errand import main; sys.exit(main(sys.argv[2:]))"
+
+
+def _lock_path(instance_id: str) -> str:
+    return os.path.join(paths.RUN, "errands", instance_id)
+
+
+def _lock(instance_id: str) -> Optional[int]:
+    """The descriptor of the lock that the one errand of an instance holds; None if another one has it."""
+    os.makedirs(os.path.dirname(_lock_path(instance_id)), mode=0o755, exist_ok=True)
+    fd = os.open(_lock_path(instance_id), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return fd
+    except BlockingIOError:
+        os.close(fd)
+        return None
+
+
+def see_to(one: Instance) -> None:
+    """Send an errand for this instance, unless one is on its way. Never fails: the next sweep tries again."""
+    try:
+        fd = _lock(one.id)
+        if fd is None:
+            return
+        os.close(fd)
+        library = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+        null = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in (0, 1, 2)]
+        # Isolated, and without the site's packages: as little as possible is read.
+        words = ["/usr/bin/python3", "-I", "-S", "-c", _CODE, library, one.id]
+        os.posix_spawn(
+            words[0],
+            words,
+            {"LC_ALL": "C.UTF-8", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+            file_actions=null,
+            setsid=True,
+        )
+    except OSError as error:
+        events.record("errand-failed", str(error), domain=one.name, instance=one.id)
+
+
+def main(arguments: List[str]) -> int:
+    """The process. Everything that goes wrong is written down."""
+    (instance_id,) = arguments
+    os.chdir("/")
+    fd = _lock(instance_id)
+    if fd is None:
+        return 0
+    try:
+        _run(instance_id)
+        os.unlink(_lock_path(instance_id))
+    except Error as error:
+        events.record("errand-failed", str(error), instance=instance_id)
+        return 1
+    except Exception:
+        import traceback
+
+        events.record("bug", traceback.format_exc(), instance=instance_id, operation="errand")
+        return 1
+    return 0
+
+
+def _run(instance_id: str) -> None:
+    from vmguard import giving
+    from vmguard.member import here
+
+    one = instance.load(instance_id + ".json")
+    if one is not None and one.state == "draining":
+        giving.drain(one)
+        with hostlock.held():
+            one = instance.load(instance_id + ".json")
+            if one is not None:
+                giving.drained(one, here(load()))
+    elif one is not None and one.state == "running":
+        _hand_over(instance_id)
+
+
+def _hand_over(instance_id: str) -> None:
+    """Watch the owners until all is the guest's own, or the guest is gone: its release gives back what it had."""
+    from vmguard.member import here
+    from vmguard.owning import awaited, qemu_of, ready, settle
+
+    pause, arrived, asked, waits = _FIRST_PAUSE, 0.0, False, False
+    while True:
+        one = instance.load(instance_id + ".json")
+        if one is None or one.state != "running" or not instance.pending(one):
+            return
+        qemu = qemu_of(one)
+        if qemu is None:
+            return
+        state = libvirtstate.of(one.name, qemu.pid)
+        if state is not None and state.has_come and not arrived:
+            arrived = time.monotonic()
+        try:
+            # Before it has come, its source may need its leases yet: after a failure it runs on.
+            if arrived:
+                this = here(load())
+                if ready(one, this):
+                    with hostlock.held():
+                        now = instance.load(instance_id + ".json")
+                        if now is not None and now.state == "running" and host.alive(qemu):
+                            one = settle(now, qemu, here(load()))
+                    pause = _FIRST_PAUSE
+                late = time.monotonic() - arrived > GRACE
+                if late and not asked and state is not None and not state.needs_source:
+                    asked = True
+                    _end_source(one, [place for place in awaited(one, this) if client.owners(place)])
+        except CannotTell as error:
+            # sanlock or the store are away for a while. The guest is protected as it is.
+            if pause >= _LAST_PAUSE and not waits:
+                events.record("errand-waits", str(error), domain=one.name, instance=one.id)
+                waits = True
+        time.sleep(pause)
+        pause = min(pause * 1.4, _LAST_PAUSE)
+
+
+def _end_source(one: Instance, places: List[Lease]) -> None:
+    events.record(
+        "source-lingers",
+        f"{one.name} runs here, and its QEMU at the source still has its leases: sanlock there is asked to kill it",
+        domain=one.name,
+        uuid=one.uuid,
+        instance=one.id,
+    )
+    for place in places:
+        client.request_end(place)

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+The three leases of one identity, in one file:
+
+    lease    whoever may use the storage object has it
+    ticket   whoever is on the way to it has it: a guest that migrates in, until it gets the lease itself
+    drain    a host that may still have unwritten data of a dead guest in its page cache has it
+
+One file, so that whoever sees one of them sees all: over NFS a file that another host has just made can stay invisible
+for a while.
+"""
+
+import mmap
+import os
+import struct
+from typing import Tuple
+
+from vmguard.leases import Lease
+
+MiB = 1 << 20
+# What follows the name of the lease in that of the slot, and in the name of its note.
+SUFFIXES = {"lease": "", "ticket": ".t", "drain": ".d"}
+_OFFSETS = {"": 0, "t": MiB, "d": 2 * MiB}
+FILE_BYTES = 3 * MiB
+
+# leader.h: magic, version, flags, sector size, number of hosts, of hosts at most, owner, generation, lver, lockspace,
+# name, timestamp; on disk in little-endian order. A lockspace and a lease begin with the same fields.
+RECORD = struct.Struct("<4I5Q48s48sQ")
+_LEASE_MAGIC = 0x06152010  # PAXOS_DISK_MAGIC
+BLOCK = 4096  # bytes that direct reading wants at once, on any disk
+
+
+def at(lease: Lease, slot: str) -> Lease:
+    """The slot of a lease: "" itself, "t" its ticket, "d" its drain mark."""
+    return lease if not slot else Lease(lease.lockspace, f"{lease.name}.{slot}", lease.path, _OFFSETS[slot])
+
+
+def ticket(lease: Lease) -> Lease:
+    """The ticket beside a lease."""
+    return at(lease, "t")
+
+
+def drain(lease: Lease) -> Lease:
+    """The drain mark beside a lease."""
+    return at(lease, "d")
+
+
+def of(lease: Lease) -> Tuple[Lease, Lease, Lease]:
+    """All three."""
+    return lease, ticket(lease), drain(lease)
+
+
+def read(path: str, offset: int) -> bytes:
+    """The block at an offset, past every cache. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+    try:
+        # direct reading wants an aligned buffer; an anonymous mapping is one
+        with mmap.mmap(-1, BLOCK) as memory:
+            length = os.preadv(fd, [memory], offset)
+            return memory[:length]
+    finally:
+        os.close(fd)
+
+
+def surely_free(lease: Lease) -> bool:
+    """
+    Whether nobody holds this slot exclusively, by one read of its record instead of a question to the daemon.
+
+    True only for a record that is sanlock's, of this very slot, and free. Whatever else is there, and whatever cannot be
+    read: False, and sanlock is to be asked.
+    """
+    try:
+        block = read(lease.path, lease.offset)
+    except OSError:
+        return False
+    if len(block) < RECORD.size:
+        return False
+    fields = RECORD.unpack_from(block)
+    names = tuple(name.partition(b"\0")[0] for name in fields[9:11])
+    if fields[0] != _LEASE_MAGIC or names != (lease.lockspace.encode(), lease.name.encode()):
+        return False
+    return bool(fields[11] == 0)  # LEASE_FREE

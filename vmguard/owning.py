@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+Leases become QEMU's own.
+
+From then on sanlock frees them when QEMU dies, and kills QEMU when they are lost, with no process of ours alive.
+"""
+
+import time
+from typing import Optional, Tuple
+
+from vmguard import host, instance
+from vmguard.claims import Mode
+from vmguard.errors import LeaseLost, SanlockFailed
+from vmguard.holders import gone
+from vmguard.host import Process
+from vmguard.instance import Instance, Want
+from vmguard.leases import Lease, client, slots
+from vmguard.member import Here
+from vmguard.taking import (
+    HELD_HERE,
+    MOMENT,
+    NOT_JOINED,
+    ORPHAN_HERE,
+    OWNED,
+    OWNER_SILENT,
+    write_note,
+    writer_of,
+)
+
+
+def qemu_of(one: Instance) -> Optional[Process]:
+    """The living QEMU of an instance: the one it was handed to, else one that carries its uuid."""
+    if one.qemu is not None:
+        return one.qemu if host.alive(one.qemu) else None
+    for qemu in host.qemu_processes():
+        if qemu.uuid == one.uuid:
+            return qemu.process
+    return None
+
+
+def _owned(want: Want, this: Here) -> Tuple[Tuple[Lease, int], ...]:
+    """What of a want is QEMU's to own, with the version it must have: exclusive leases, and tickets."""
+    if want.missing:
+        return ()
+    lease = this.store.lease(want.claim.identity)
+    found = []
+    if want.ticket is not None:
+        found.append((slots.ticket(lease), want.ticket))
+    if want.claim.mode is Mode.EXCLUSIVE and (want.lver is not None or want.ticket is None):
+        found.append((lease, want.lver or 0))
+    return tuple(found)
+
+
+def hand_over(held: Instance, qemu: Process, this: Here) -> Instance:
+    """
+    Make QEMU the owner of the exclusive leases and tickets of an instance, and prove that nobody had them since prepare.
+
+    Raises LeaseLost if somebody may have. Without libvirt's plugin QEMU is unknown to sanlock: the leases stay with
+    the host, and the proof is the same.
+    """
+    owned = [(want, *pair) for want in held.wants for pair in _owned(want, this)]
+    if client.registered(qemu.pid):
+        before = client.held_by(qemu.pid)  # not empty where an earlier hand-over was cut short
+        try:
+            client.adopt(qemu.pid, [lease for _, lease, _ in owned if lease.name not in before])
+        except SanlockFailed as error:
+            if error.code in OWNED | OWNER_SILENT | MOMENT | NOT_JOINED:
+                raise LeaseLost(owned[0][0].claim, owned[0][2], None) from error
+            raise
+        owner, now = "qemu", client.held_by(qemu.pid)
+    else:
+        owner, now = "host", {lock.name: lock for lock in client.orphans(this.store.lockspace)}
+    for want, lease, lver in owned:
+        lock = now.get(lease.name)
+        if lock is None or lock.lver != lver:
+            raise LeaseLost(want.claim, lver, lock.lver if lock else None)
+    running = held._replace(state="running", qemu=qemu, owner=owner)
+    instance.write(running)
+    instance.unmark_late(running)  # what has not come to exist by now, QEMU does not have open
+    if running.coming and held.state != "running":
+        for want in running.wants:  # it had not run so far: from now on it may write
+            if want.lver is not None and want.claim.mode is Mode.EXCLUSIVE:
+                write_note(want, running, this, "lease", want.lver, writer_of(want, running))
+    return running
+
+
+# -- a guest that has migrated in: from the ticket to the lease --------------------------------------------------------
+
+
+def ready(one: Instance, this: Here) -> bool:
+    """Whether something that the instance still waits for is free. Reads only; without the host lock."""
+    return any(_free(place, this) for want in one.wants for place in _awaited(want, this))
+
+
+def awaited(one: Instance, this: Here) -> Tuple[Lease, ...]:
+    """The leases that the instance waits for."""
+    return tuple(this.store.lease(want.claim.identity) for want in one.wants if want.ticket is not None)
+
+
+def _awaited(want: Want, this: Here) -> Tuple[Lease, ...]:
+    lease = this.store.lease(want.claim.identity)
+    waits = (lease,) if want.ticket is not None else ()
+    return (*waits, slots.drain(lease)) if want.drains and want.drain is None else waits
+
+
+def _free(place: Lease, this: Here) -> bool:
+    return slots.surely_free(place) or all(gone(owner, this.states) for owner in client.owners(place))
+
+
+def settle(one: Instance, qemu: Process, this: Here) -> Instance:
+    """
+    Take for a guest that has migrated in what its source has let go of. Under the host lock.
+
+    The ticket is dropped only when the lease is QEMU's. Nothing else needs to be proven: as long as QEMU has the ticket,
+    nobody was let in. A settling that is cut short anywhere is taken up again where it was.
+    """
+    for index in range(len(one.wants)):
+        want = one.wants[index]
+        if want.drains and want.drain is None:
+            drain = _gain(want, slots.drain(this.store.lease(want.claim.identity)), None, this)
+            if drain is not None:
+                want = want._replace(drain=drain)
+                one = _keep(one, index, want)
+                write_note(want, one, this, "drain", drain)
+        if want.ticket is not None:
+            lease = this.store.lease(want.claim.identity)
+            exclusive = want.claim.mode is Mode.EXCLUSIVE
+            lver = _gain(want, lease, qemu if exclusive and one.owner == "qemu" else None, this)
+            if lver is None:
+                continue
+            want = want._replace(lver=lver)
+            one = _keep(one, index, want)  # from here on both are given back, whatever happens
+            write_note(want, one, this, "lease", lver, writer_of(want, one))
+            _drop(slots.ticket(lease), qemu if one.owner == "qemu" else None)
+            one = _keep(one, index, want._replace(ticket=None))
+    return one
+
+
+def _keep(one: Instance, index: int, want: Want) -> Instance:
+    one = one._replace(wants=(*one.wants[:index], want, *one.wants[index + 1 :]))
+    instance.write(one)
+    return one
+
+
+# Between the end of a connection and what sanlock makes of it lie milliseconds.
+_SETTLES = 1.0  # seconds
+
+
+def _gain(want: Want, place: Lease, qemu: Optional[Process], this: Here) -> Optional[int]:
+    """The version at which a lease is now ours (the host's, or QEMU's own); None while somebody else has it."""
+    shared = want.claim.mode is Mode.SHARED and "." not in place.name
+    if qemu is not None:
+        lock = client.held_by(qemu.pid).get(place.name)
+        if lock is not None:
+            return lock.lver
+    with client.Connection() as connection:
+        try:
+            lver = connection.acquire(place, shared=shared)
+        except SanlockFailed as error:
+            if error.code not in ORPHAN_HERE:  # of ours, from a settling that was cut short
+                if error.code in OWNED | OWNER_SILENT | MOMENT | HELD_HERE:
+                    return None
+                raise
+            lver = 0
+    if qemu is None:
+        found = {lock.name: lock for lock in client.orphans(this.store.lockspace)}
+        return found[place.name].lver if not lver and place.name in found else lver
+    end = time.monotonic() + _SETTLES
+    while True:
+        try:
+            client.adopt(qemu.pid, [place])
+            break
+        except SanlockFailed as error:
+            if error.code not in HELD_HERE | MOMENT or time.monotonic() > end:
+                raise
+        time.sleep(0.002)
+    return client.held_by(qemu.pid)[place.name].lver
+
+
+def _drop(ticket: Lease, qemu: Optional[Process]) -> None:
+    if qemu is not None:
+        client.release_of(qemu.pid, ticket)
+        return
+    with client.Connection() as connection:
+        connection.give_back(ticket)
