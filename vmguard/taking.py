@@ -94,7 +94,7 @@ def take(start: Instance, others: Sequence[Instance], this: Here, tolerance: Tol
                 try:
                     wants.append(_take_one(want, others, source, this, connection))
                 except Error as error:
-                    tolerance.object(error)
+                    tolerance.object(_about_itself(error, start))
                     wants.append(want._replace(missing=True, drains=False))
             taken = start._replace(wants=tuple(wants), source=source[:2] if source else None)
             written = _writers(taken, this, tolerance)
@@ -105,6 +105,15 @@ def take(start: Instance, others: Sequence[Instance], this: Here, tolerance: Tol
     for want, writer in zip(taken.wants, written):
         write_notes(want, taken, this, writer)
     return taken
+
+
+def _about_itself(error: Error, start: Instance) -> Error:
+    """Where the domain itself has what it needs, somewhere else, that is what there is to say."""
+    if isinstance(error, InUse) and error.holders and all(holder.uuid == start.uuid for holder in error.holders):
+        for want in start.wants:
+            if want.claim.identity == f"vm:{start.uuid}":
+                return InUse(want.claim, error.holders)
+    return error
 
 
 def _roll_back(wants: Sequence[Want], this: Here, connection: client.Connection) -> None:

@@ -114,19 +114,30 @@ def reset_after(ticks: int) -> bytes:
     return boot_sector(b"\xfb\xb9" + struct.pack("<H", ticks) + b"\xf4\xe2\xfd" + b"\xb0\xfe\xe6\x64" + b"\xf4\xeb\xfd")
 
 
-def witness(mark: int) -> bytes:
+# Write to 512 KiB of memory: eight segments from 0x1000 on.
+_DIRTY = (
+    b"\xbb\x00\x10"  # mov bx, 0x1000
+    b"\x8e\xc3\x31\xff\xa1\x00\x7e\xb9\x00\x80\xf3\xab"  # d: mov es, bx; di=0; mov ax, [0x7e00]; cx=0x8000; rep stosw
+    b"\x81\xc3\x00\x10\x81\xfb\x00\x90\x75\xea"  # add bx, 0x1000; cmp bx, 0x9000; jne d
+)
+
+
+def witness(mark: int, busy: bool = False) -> bytes:
     """
     Read the counter at WITNESS_LBA, then add one and write it back with `mark` beside it at each timer tick, for ever.
 
-    With one writer the counter grows by one a write; a second writer makes it jump back.
+    With one writer the counter grows by one a write; a second writer makes it jump back. One that is `busy` changes 9 MB
+    of memory a second besides: with a bandwidth below that its migration never ends.
     """
+    dirty = _DIRTY if busy else b""  # before the hlt
     code = (
         b"\xfa\x31\xc0\x8e\xd8\x8e\xc0\x8e\xd0\xbc\x00\x7c\xfb"  # cli; ax=ds=es=ss=0; sp=0x7c00; sti
-        b"\xb4\x42\xe8\x17\x00"  # mov ah, 0x42 (read); call disk
+        b"\xb4\x42\xe8" + struct.pack("<h", 0x17 + len(dirty)) +  # mov ah, 0x42 (read); call disk
         b"\x66\xc7\x06\x04\x7e" + struct.pack("<I", mark) +  # mov dword [0x7e04], mark
         b"\x66\xff\x06\x00\x7e"  # again: inc dword [0x7e00]
-        b"\xb8\x00\x43\xe8\x03\x00"  # mov ax, 0x4300 (write, no verify); call disk
-        b"\xf4\xeb\xf2"  # hlt; jmp again
+        b"\xb8\x00\x43\xe8" + struct.pack("<h", 3 + len(dirty)) +  # mov ax, 0x4300 (write, no verify); call disk
+        dirty +
+        b"\xf4\xeb" + struct.pack("b", -14 - len(dirty))  # hlt; jmp again
     )  # fmt: skip
     packet = 0x7C00 + len(code) + 8
     code += b"\xbe" + struct.pack("<H", packet) + b"\xb2\x80\xcd\x13\xc3"  # disk: si=packet; dl=0x80; int 0x13; ret
