@@ -314,6 +314,22 @@ class Host:
         text = self.read(file).strip()
         return int(text) if text and os.path.exists(self.path(f"/proc/{text}")) else None
 
+    def outside_pid(self, pid: int) -> int:
+        """The number that the machine has for a process of this host."""
+        for entry in os.listdir("/proc"):
+            if entry.isdigit():
+                try:
+                    with open(f"/proc/{entry}/status", encoding="ascii", errors="replace") as file:
+                        spaces = next((line.split() for line in file if line.startswith("NSpid:")), [])
+                    if spaces[-1:] == [str(pid)] and os.stat(f"/proc/{entry}/ns/pid").st_ino == self._pid_space():
+                        return int(entry)
+                except (FileNotFoundError, ProcessLookupError):
+                    continue
+        raise AssertionError(f"{self}: no process {pid}")
+
+    def _pid_space(self) -> int:
+        return os.stat(f"/proc/{self.pid}/ns/pid").st_ino
+
     def signal(self, daemon: str, name: str) -> None:
         """Send STOP, CONT, KILL or TERM to sanlock or libvirtd."""
         pid = self.daemon_pid(daemon)
