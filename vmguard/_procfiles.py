@@ -21,7 +21,6 @@ What is left out, unless it is claimed (`_no_storage` says why for each):
     * files below /usr and /etc that are only read: firmware
 
 Everything else is an object of its own, so whatever else QEMU writes is a surprise, if it is not claimed.
-
 """
 
 import json
@@ -32,7 +31,7 @@ from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 from vmguard import host
 from vmguard.errors import Unresolvable
 from vmguard.storage import Storage, locate
-from vmguard.storage.facts import Devno, LiveFacts, Stat
+from vmguard.storage.facts import READ_LIMIT, Devno, LiveFacts, Stat
 from vmguard.storage.files import MEMORY, NOT_STORAGE
 from vmguard.storage.host import Host, Mount, mounts_in, words
 
@@ -272,12 +271,26 @@ class _OpenFacts(LiveFacts):
 
     def __init__(self, base: str) -> None:
         self._base = base
-        self._here: Optional[Dict[int, Mount]] = None
-        self._there: Optional[Dict[int, Mount]] = None
+        self._mounts: Optional[Tuple[Mount, ...]] = None
+
+    def read(self, path: str, limit: int = READ_LIMIT, offset: int = 0) -> bytes:
+        """Among the mounts are those of the process."""
+        data = super().read(path, limit, offset)
+        if path != "/proc/self/mountinfo" or _same_namespace(self._base):
+            return data
+        return data + (host.read(self._base + "/mountinfo") or b"")
 
     def stat(self, path: str) -> Stat:
         found = super().stat(path)
-        return found._replace(mount=self._mount_here(found.mount)) if self._is_link(path) else found
+        if not self._is_link(path):
+            return found
+        if self._mounts is None:
+            self._mounts = mounts_in(self.read("/proc/self/mountinfo", 64 * READ_LIMIT))
+        if any(mount.id == found.mount for mount in self._mounts):
+            return found
+        # Opened in a third namespace, and handed over: any mount of the same filesystem will do.
+        same = [mount.id for mount in self._mounts if mount.device == found.device]
+        return found._replace(mount=same[0]) if same else found
 
     def realpath(self, path: str) -> str:
         """The name, if it still leads to this inode from here; else the link itself, which always does."""
@@ -292,20 +305,9 @@ class _OpenFacts(LiveFacts):
     def _is_link(self, path: str) -> bool:
         return path.startswith((self._base + "/fd/", self._base + "/map_files/"))
 
-    def _mount_here(self, number: int) -> int:
-        """The mount of ours that shows the same filesystem, the same part of it at the same place if there is one."""
-        if self._here is None:
-            self._here = {mount.id: mount for mount in mounts_in(host.read("/proc/self/mountinfo") or b"")}
-        if number in self._here:
-            return number
-        if self._there is None:
-            self._there = {mount.id: mount for mount in mounts_in(host.read(self._base + "/mountinfo") or b"")}
-        there = self._there.get(number)
-        same = [
-            mount
-            for mount in self._here.values()
-            if there is not None and (mount.device, mount.type) == (there.device, there.type)
-        ]
-        if there is None or not same:
-            return number
-        return max(same, key=lambda mount: (mount.root == there.root, mount.point == there.point)).id
+
+def _same_namespace(base: str) -> bool:
+    try:
+        return os.readlink(base + "/ns/mnt") == os.readlink("/proc/self/ns/mnt")
+    except OSError:
+        return False

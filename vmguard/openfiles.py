@@ -3,8 +3,8 @@
 What a QEMU really has open, against what its instance claims.
 
 Claims come from the domain's definition, before QEMU exists. Between that look and QEMU's open() a symbolic link can be
-swapped; and hot-plug, snapshots and media changes come later. So once QEMU runs, the kernel
-is asked what was opened in the end.
+swapped; and hot-plug, snapshots and media changes come later. So once QEMU runs, the kernel is asked what was opened in
+the end.
 
 What counts as storage is decided in _procfiles.py; whatever else QEMU can write is a surprise, if it is not claimed.
 
