@@ -61,8 +61,10 @@ def test_all_that_a_guest_has_open_is_claimed(node1: Host, images: Images) -> No
         devices=f"<serial type='file'><source path='{serial}'/></serial>"
         f"<filesystem type='mount'><source dir='{images.folder}'/><target dir='here'/></filesystem>",
         arguments=[
-            *("-drive", f"file={argument},format=raw,if=virtio"),
-            *("-drive", f"file={thrown_away},format=raw,if=virtio,snapshot=on"),
+            *("-drive", f"file={argument},format=raw,if=none,id=d1"),
+            *("-device", "virtio-blk-pci,drive=d1,addr=0x10"),
+            *("-drive", f"file={thrown_away},format=raw,if=none,id=d2,snapshot=on"),
+            *("-device", "virtio-blk-pci,drive=d2,addr=0x11"),
             *("-object", f"memory-backend-file,id=m1,size=2M,mem-path={memory},share=on"),
         ],
     )
@@ -151,7 +153,9 @@ def test_a_qemu_past_the_guard(node1: Host, images: Images) -> None:
         done = node1.vmguard("verify", "plain", check=False)
         assert done.status == 1 and "runs without a record" in done.out and "WRITTEN, NOT CLAIMED" in done.out
     finally:
-        qemu.kill()
+        for pid, arguments in node1.processes():
+            if arguments[0] == "qemu-system-x86_64" and disk in " ".join(arguments):
+                node1.run("/bin/kill", "-KILL", str(pid))
         qemu.wait()
     eventually(lambda: "no guest runs" in node1.vmguard("verify", check=False).out, "it is gone")
     unknown = node1.vmguard("verify", "plain", check=False)
