@@ -263,6 +263,29 @@ def test_a_block_device_by_the_node_that_libvirt_made(spaces: Namespaces, bare_i
     assert [one.verdict for one in compare([found], backing).objects] == [Verdict.CLAIMED]
 
 
+PASS = """
+import libvirt, os, sys
+web = libvirt.open("qemu:///system").defineXML(sys.stdin.read())
+web.FDAssociate("passed", [os.open(sys.argv[1], os.O_RDWR)])
+web.create()
+"""
+
+
+def test_a_descriptor_that_was_handed_to_libvirt(spaces: Namespaces, bare_images: Images) -> None:
+    """Whatever the definition names: the guard refuses such a domain, and here is why."""
+    node = spaces.hosts[0]
+    named, passed = bare_images.raw("named.img"), bare_images.raw("passed.img")
+    web = guest("web", [named])
+    xml = web.xml.replace("<source file=", "<source fdgroup='passed' file=")
+    done = node.run("/usr/bin/python3", "-c", PASS, passed, stdin=xml, check=False)
+    if "No module named 'libvirt'" in done.err or "has no attribute 'FDAssociate'" in done.err:
+        pytest.skip("needs libvirt's Python module, 9.0.0 or later")
+    assert not done.status, done.err
+    findings = look(node, web)
+    assert by_path(findings) == {passed: Verdict.WRITTEN}
+    assert [claim.path for claim in findings.not_open] == [named]
+
+
 def waiting(host: Host, go: str) -> str:
     """A `started` hook that says where it is, and waits."""
     return hook_at(host, "98-wait", "started", f"touch {go}.here; while [ ! -e {go} ]; do sleep 0.02; done")
