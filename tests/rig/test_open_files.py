@@ -95,7 +95,7 @@ def test_a_link_that_leads_elsewhere_by_the_time_of_open(node1: Host, images: Im
     assert seen.not_open == [link] and first not in seen.objects
     assert seen.status == 1
     table = node1.vmguard("verify", check=False)
-    assert table.status == 1 and "WRITTEN, NOT CLAIMED" in table.out and "1 open objects" in table.out
+    assert table.status == 1 and "WRITTEN, NOT CLAIMED" in table.out and "1 of 1 objects" in table.out
 
 
 def test_what_is_changed_while_it_runs(node1: Host, images: Images) -> None:

@@ -112,9 +112,9 @@ def _print(looks: Sequence[Look]) -> None:
     if not looks:
         print("no guest runs on this host")
     elif _status(looks) == 0:
-        print(f"{len(looks)} guests, {len(rows)} objects: all that is open is claimed")
+        print("all that is open is claimed")
     elif wrong:
-        print(f"{len(wrong)} open objects are not claimed as they are used")
+        print(f"not claimed as it is used: {len(wrong)} of {sum(len(look.findings.objects) for look in looks)} objects")
 
 
 def _plain(look: Look) -> Dict[str, Any]:
