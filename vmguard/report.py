@@ -9,11 +9,14 @@ commands.
 import errno as errnos
 import os
 import time
-from typing import Callable, Dict, List, Optional
+from typing import TYPE_CHECKING, Callable, Dict, List, Optional
 
 from vmguard import errors
 from vmguard.claims import Claim
 from vmguard.text import duration, moment, plain, quoted, typed
+
+if TYPE_CHECKING:
+    from vmguard.openfiles import Finding
 
 # sanlock_rv.h: those an administrator may meet, in words.
 CODES = {
@@ -56,6 +59,26 @@ def message(error: errors.Error) -> str:
     if isinstance(error, errors.BadRequest):
         return error.why + (f"\ndo:  {error.remedy}" if error.remedy else "")
     return sentence(error, "")
+
+
+def finding_words(finding: "Finding") -> str:
+    """What to think of one object that QEMU has open, as a clause."""
+    opened, claim = finding.opened, finding.claim
+    words = {
+        "claimed": "claimed",
+        "leaseless": "claimed, but it runs without this lease (audit mode, or an override)",
+        "dormant": "NOT CLAIMED; only read until its guest arrives",
+        "read": "NOT CLAIMED; only read",
+        "written": "WRITTEN, NOT CLAIMED" if claim is None else f"WRITTEN, but claimed {claim.mode.value} only",
+        "opaque": "given to the guest whole; what is behind it cannot be seen",
+        "unknown": f"cannot be identified: {opened.unknown}",
+    }[finding.verdict.value]
+    return words + ("; the file has been deleted" if opened.deleted else "")
+
+
+def not_open_words(claim: Claim) -> str:
+    """The same for a claim on something that QEMU has not open."""
+    return "claimed, and QEMU does not have it open"
 
 
 # -- one function a kind -----------------------------------------------------------------------------------------------

@@ -122,8 +122,7 @@ class Host:
             path = "/proc/self/mountinfo"
             # larger than READ_LIMIT on hosts with thousands of containers
             data = asked(path, lambda: self.facts.read(path, 64 * READ_LIMIT))
-            found = [_mount(line) for line in data.decode("utf-8", "surrogateescape").split("\n")]
-            self._mounts = tuple(mount for mount in found if mount)
+            self._mounts = mounts_in(data)
         return self._mounts
 
     def mount_of(self, found: Stat, path: str) -> Mount:
@@ -221,6 +220,12 @@ def within(mount: Mount, path: str) -> str:
     """The place in the mounted filesystem of a path without symbolic links."""
     rest = posixpath.relpath(path, mount.point) if inside(path, mount.point) else "."
     return posixpath.normpath(posixpath.join(mount.root, rest))
+
+
+def mounts_in(data: bytes) -> Tuple[Mount, ...]:
+    """The lines of a mountinfo file."""
+    found = [_mount(line) for line in data.decode("utf-8", "surrogateescape").split("\n")]
+    return tuple(mount for mount in found if mount)
 
 
 def _mount(line: str) -> Optional[Mount]:
