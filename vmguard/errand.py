@@ -108,6 +108,7 @@ def _hand_over(instance_id: str) -> None:
     """Watch the owners until all is the guest's own, or the guest is gone: its release gives back what it had."""
     from vmguard.member import here
     from vmguard.owning import awaited, qemu_of, ready, settle
+    from vmguard.surprise import look
 
     pause, arrived, asked, waits = _FIRST_PAUSE, 0.0, False, False
     while True:
@@ -129,6 +130,9 @@ def _hand_over(instance_id: str) -> None:
                         now = instance.load(instance_id + ".json")
                         if now is not None and now.state == "running" and host.alive(qemu):
                             one = settle(now, qemu, here(load()))
+                            if not instance.pending(one):
+                                # It has opened its images for writing since.
+                                look(one, qemu, here(load()))
                     pause = _FIRST_PAUSE
                 late = time.monotonic() - arrived > GRACE
                 if late and not asked and state is not None and not state.needs_source:

@@ -69,12 +69,12 @@ def _swept(one: Instance, this: Here, starting: Optional[Tuple[str, Process]]) -
     return end(one, this)
 
 
-def end(one: Instance, this: Here) -> Optional[Instance]:
+def end(one: Instance, this: Here, by_errand: bool = True) -> Optional[Instance]:
     """
     Give back all that the instance has and nobody else on this host needs, and forget it. Under the host lock.
 
     Returns the instance itself, untouched, while its QEMU is still there; one that is "draining" where the page cache
-    of this host is still to be written out (`drain`): its record keeps the marks.
+    of this host is still to be written out: its record keeps the marks. An errand does that, or the caller (`drain`).
     """
     if one.state != "intent" and qemu_of(one) is not None:
         return one
@@ -92,6 +92,8 @@ def end(one: Instance, this: Here) -> Optional[Instance]:
         if one.state != "intent" and not (one.coming and one.qemu is None):  # it may have written
             one = one._replace(state="draining", wants=drains)
             instance.write(one)
+            if by_errand:
+                errand.see_to(one)
             return one
         _give_marks_back(one._replace(wants=drains), this)
     instance.forget(one)

@@ -50,6 +50,7 @@ from vmguard.member import Here, Tolerance, check_ownership, check_store_reaches
 from vmguard.owning import hand_over, qemu_of
 from vmguard.report import sentence
 from vmguard.storage.facts import LiveFacts
+from vmguard.surprise import look
 from vmguard.taking import take, wants_of
 
 
@@ -202,8 +203,8 @@ def started(xml: bytes, libvirtd: Process) -> None:
     """
     QEMU runs, or waits for the guest that migrates in. Make it the owner of its leases.
 
-    Raises LeaseLost, NotComing or InUse if the guest must end at once; CannotTell kinds say that the leases stay with the
-    host.
+    Raises LeaseLost, NotComing, WrongDisk or InUse if the guest must end at once; CannotTell kinds say that the leases
+    stay with the host.
     """
     config = load()
     if config.store is None or config.mode == "off":
@@ -221,6 +222,7 @@ def started(xml: bytes, libvirtd: Process) -> None:
                 if held.coming == "migrate" and not host.is_incoming(qemu.pid):
                     raise NotComing()
                 held = hand_over(held, qemu, this)
+                held = look(held, qemu, this)
                 if instance.pending(held):
                     errand.see_to(held)
                 return
@@ -246,7 +248,7 @@ def release(xml: bytes, libvirtd: Process) -> None:
         this = here(config)
         for one in mine:
             if one.libvirtd == libvirtd or host.process(one.libvirtd.pid) != one.libvirtd:
-                left = end(one, this)
+                left = end(one, this, by_errand=False)
                 if left is not None and left.state == "draining":
                     draining.append(left)
     for one in draining:
@@ -278,6 +280,7 @@ def reconnect(xml: bytes, libvirtd: Process) -> None:
             instance.write(one)
             if one.state == "held":
                 one = hand_over(one, qemu, this)
+            one = look(one, qemu, this)  # what was attached while it ran
             if instance.pending(one):
                 errand.see_to(one)
             return
@@ -301,7 +304,7 @@ def adopt(domain: Domain, libvirtd: Process, this: Here) -> None:
         needs = Needs((claim_on_itself(domain),))
         tolerance.object(error)
     held = admit(domain, needs, None, others, this, libvirtd, tolerance)
-    hand_over(held, qemus[0].process, this)
+    look(hand_over(held, qemus[0].process, this), qemus[0].process, this)
     report_tolerated(domain, tolerance)
     word = "alarm" if tolerance.objections else "adopted"
     events.record(word, f"{domain.name} ran without leases", domain=domain.name, uuid=domain.uuid)

@@ -39,6 +39,8 @@ class Want(NamedTuple):
     ticket: Optional[int] = None
     # The version of the drain mark, for what the guest writes through the page cache of this host.
     drain: Optional[int] = None
+    # The same path is another storage object at the source: it must be one that the migration copies into.
+    other_disk: bool = False
     drains: bool = False  # it is such a thing, whether the mark is held already or still the source's
 
 

@@ -232,24 +232,22 @@ def _wrong_disk(error: errors.WrongDisk, domain: str, now: float) -> List[str]:
 
 def _state_stale(error: errors.StateStale, domain: str, now: float) -> List[str]:
     claim, writer = error.claim, error.writer
+    why = {
+        "again": "this state was restored before, and the guest has run since",
+        "since": "the guest has run since the state was saved",
+        "other": f"another guest has had {claim.what} since the state was saved",
+    }[error.how]
     lines = [_head(domain, "the saved state does not fit its disks any more.")]
-    if claim.identity.startswith("vm:"):
-        lines.append(
-            "  why:   "
-            + (
-                "this state was restored before, and the guest has run since"
-                if error.again
-                else "the guest has run since the state was saved"
-            )
-        )
-    else:
-        lines += [_place(claim.what, claim.path), "  why:   it was written since the state was saved"]
-    lines.append(f"  by:    {_holder(writer, claim, now)}")
-    lines.append(
-        "  do:    discard the state and start the guest afresh: virsh managedsave-remove, or virsh start --force-boot."
-    )
-    lines.append(f"         To restore it all the same, and lose what was written: vmguard override {typed(domain)}")
-    return lines
+    if error.how == "other":
+        lines.append(_place(claim.what, claim.path))
+    started = f"started {moment(writer.since)} ({duration(now - writer.since)} ago)" if writer.since is not None else ""
+    return [
+        *lines,
+        f"  why:   {why}",
+        f"  by:    domain {quoted(writer.domain or '?')} on {_where(writer)}, {started}",
+        "  do:    discard the state and start the guest afresh (virsh managedsave-remove, virsh start --force-boot). To",
+        f"         restore it all the same, and lose what was written since: vmguard override {typed(domain)}",
+    ]
 
 
 def _state_unproven(error: errors.StateUnproven, domain: str, now: float) -> List[str]:

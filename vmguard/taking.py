@@ -16,7 +16,7 @@ domain on its way. Both are acquired before the other is looked at, so of two th
 
 import random
 import time
-from typing import Iterable, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Iterable, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 from vmguard import events, host, instance
 from vmguard.claims import Claim, Mode
@@ -58,6 +58,11 @@ class Source(NamedTuple):
     host_id: int
     generation: int
     uuid: str
+    disks: Tuple[Tuple[str, str], ...]  # what it writes there, as path and identity
+
+    def has_another(self, claim: Claim) -> bool:
+        """Whether the path of the claim leads to another storage object there."""
+        return any(path == claim.path and identity != claim.identity for path, identity in self.disks)
 
 
 def _order(claim: Claim) -> Tuple[bool, str]:
@@ -276,13 +281,15 @@ def source_of(uuid: str, this: Here) -> Optional[Source]:
         return None
     end_of_patience = time.monotonic() + PATIENCE
     while True:
-        found = set()
+        found: Set[Optional[Source]] = set()
         for slot in ("lease", "ticket"):
             for owner, note in _owners(identity, slot, this):
-                known = note is not None and note.uuid == uuid and owner[0] != this.host_id
-                found.add(Source(*owner, uuid) if known else None)
-        if found and None not in found and len(found) == 1:
-            return found.pop()
+                if note is None or note.uuid != uuid or owner[0] == this.host_id:
+                    found.add(None)
+                else:
+                    found.add(Source(*owner, uuid, note.disks))
+        if len({one and one[:2] for one in found}) == 1 and None not in found:
+            return found.pop()  # by lease and ticket, perhaps
         # Between an acquire and its note lies a moment; two hosts at once is the same domain on the way to elsewhere.
         if not found or time.monotonic() > end_of_patience:
             return None
@@ -333,7 +340,8 @@ def _cover(want: Want, source: Source, this: Here, connection: client.Connection
             elif has_lease == "nobody" and has_ticket in ("nobody", "source"):
                 lver = connection.acquire(lease, shared=shared)
                 if whose("ticket") == has_ticket:
-                    return want._replace(lver=lver)
+                    other = has_ticket == "nobody" and source.has_another(claim) and claim.what.startswith("disk")
+                    return want._replace(lver=lver, other_disk=other)
                 connection.release(lease, shared=shared)
         except SanlockFailed as error:
             code = error.code
@@ -401,12 +409,14 @@ def _check_state(want: Want, before: Optional[Writer], taken: Instance, this: He
     if before is None:
         raise StateUnproven(claim, saved)
     writer = Holder(0, before.host, before.domain, before.uuid, since=before.since)
-    if before.uuid != taken.uuid or (saved and saved < before.since):
-        raise StateStale(claim, writer)
+    if before.uuid != taken.uuid:
+        raise StateStale(claim, writer, "other")
+    if saved and saved < before.since:
+        raise StateStale(claim, writer, "since")
     if claim.identity.startswith("vm:") and mark:
         note = this.store.note(claim.identity)
         if note is not None and mark in note.restored:
-            raise StateStale(claim, writer, again=True)
+            raise StateStale(claim, writer, "again")
 
 
 def pass_over(claim: Claim, lver: int, this: Here) -> None:
@@ -451,12 +461,17 @@ def write_note(want: Want, owner: Instance, this: Here, slot: str, lver: int, wr
         writer=writer,
     )
     try:
-        if slot == "lease" and claim.identity.startswith("vm:"):
-            note = note._replace(restored=_restored(owner, this))
+        if slot != "drain" and claim.identity.startswith("vm:"):
+            written = [want.claim for want in owner.wants if want.claim.mode is Mode.EXCLUSIVE and not want.missing]
+            disks = tuple((claim.path, claim.identity) for claim in written[:_DISKS_NAMED] if claim != want.claim)
+            note = note._replace(restored=_restored(owner, this), disks=disks)
         this.store.write_note(note)
     except CannotTell as error:
         events.record("no-note", str(error), identity=claim.identity)
 
+
+# More than fit on a machine of libvirt (a note has 64 KiB).
+_DISKS_NAMED = 200
 
 # As many as anybody keeps of one guest; the oldest are forgotten.
 _STATES_KEPT = 64

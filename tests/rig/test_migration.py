@@ -157,6 +157,33 @@ def test_storage_is_copied(node1: Host, node2: Host, images: Images) -> None:
         assert one.read(512) == other.read(512)
 
 
+def test_the_same_path_is_another_disk(node1: Host, node2: Host, images: Images) -> None:
+    """Nothing is copied: the guest would go on writing, from memory, over a disk that it has never seen."""
+    for host in (node1, node2):
+        host.cluster.block_device("web", images.raw(f"{host}.backing"), [host])
+    web = guest("web", [Disk("/dev/rig/web", "block")])
+    node1.start(web)
+    done = migrate(web, node1, node2, check=False)
+    assert done.status
+    said = node2.read("/var/log/vmguard/events.jsonl").splitlines()[-1]
+    assert "another disk here than on host node1" in said, said
+    assert node1.runs(web) and not node2.runs(web)
+    eventually(lambda: not node2.leftovers(), "the destination has nothing left")
+    migrate(web, node1, node2, "--copy-storage-all")
+    settled(node2, web)
+
+
+def test_a_disk_that_was_attached_while_it_ran(node1: Host, node2: Host, images: Images) -> None:
+    """The source has no lease for it; the destination takes it."""
+    disk, more = images.raw("web.img"), images.raw("more.img")
+    web = guest("web", [disk])
+    node1.start(web)
+    node1.virsh("attach-disk", "web", more, "vdb", "--subdriver", "raw")
+    migrate(web, node1, node2)
+    settled(node2, web)
+    assert "web" in node1.refused(guest("thief", [more]))
+
+
 def test_with_a_backing_file_that_was_the_disk(node1: Host, node2: Host, node3: Host, images: Images) -> None:
     """After a snapshot the source still has the base for itself alone, and the destination reads it (A17)."""
     base = images.qcow2("web.qcow2")

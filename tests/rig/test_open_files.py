@@ -90,12 +90,30 @@ def test_a_link_that_leads_elsewhere_by_the_time_of_open(node1: Host, images: Im
         node1.start(web)
     finally:
         node1.run("rm", hook)
+    assert "surprise" in node1.read("/var/log/vmguard/events.jsonl")
     seen = Seen(node1, web)
-    assert seen.verdict(second) == "written" and seen.objects[second]["claimed"] is None
+    assert seen.verdict(second) == "claimed", "`started` has seen it, and claimed it"
     assert seen.not_open == [link] and first not in seen.objects
-    assert seen.status == 1
-    table = node1.vmguard("verify", check=False)
-    assert table.status == 1 and "WRITTEN, NOT CLAIMED" in table.out and "1 of 1 objects" in table.out
+    assert "web" in node1.refused(guest("thief", [second]))
+
+
+def test_a_link_that_leads_to_what_somebody_else_has(node1: Host, node2: Host, images: Images) -> None:
+    """A second writer is proven: the guest that came later ends. On nodes of each host's own: QEMU's locks do not help."""
+    first, theirs = images.block("first"), images.block("theirs")
+    other = guest("other", [Disk(theirs, "block")])
+    node2.start(other)
+    node1.run("ln", "-sfn", first, "/dev/rig/link")
+    web = guest("web", [Disk("/dev/rig/link", "block")])
+    hook = hook_at(node1, "60-swap", "start", f"ln -sfn {theirs} /dev/rig/link")
+    try:
+        done = node1.try_start(web)
+    finally:
+        node1.run("rm", hook)
+    assert done.status, "it runs beside the other one"
+    eventually(lambda: not node1.runs(web), "QEMU has ended")
+    assert '\\"other\\" on host node2' in node1.read("/var/log/vmguard/events.jsonl")
+    assert node2.runs(other)
+    eventually(lambda: not node1.leftovers(), "nothing is left")
 
 
 def test_what_is_changed_while_it_runs(node1: Host, images: Images) -> None:

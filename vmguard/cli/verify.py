@@ -148,4 +148,3 @@ def _plain_finding(finding: Finding) -> Dict[str, Any]:
         "verdict": finding.verdict.value,
         "text": finding_words(finding),
     }
-

@@ -5,7 +5,7 @@ checked.
 """
 
 import json
-from typing import Any, Dict, NamedTuple, Optional
+from typing import Any, Dict, NamedTuple, Optional, Tuple
 
 from vmguard.claims import Mode
 from vmguard.leases import Note, Writer
@@ -77,7 +77,22 @@ def decode_note(data: bytes) -> Optional[Note]:
         return None
     restored = found.get("restored")
     marks = tuple(str(mark) for mark in restored) if isinstance(restored, list) else ()
-    return Note(**strings, **numbers, since=since, writer=_writer(found.get("writer")), restored=marks)
+    return Note(
+        **strings,
+        **numbers,
+        since=since,
+        writer=_writer(found.get("writer")),
+        restored=marks,
+        disks=_pairs(found.get("disks")),
+    )
+
+
+def _pairs(found: Any) -> Tuple[Tuple[str, str], ...]:
+    """Pairs of strings, as far as they are such."""
+    if not isinstance(found, list):
+        return ()
+    pairs = (pair for pair in found if isinstance(pair, list) and len(pair) == 2)
+    return tuple((one, other) for one, other in pairs if isinstance(one, str) and isinstance(other, str))
 
 
 def _writer(found: Any) -> Optional[Writer]:
