@@ -135,7 +135,7 @@ class Host:
         shutil.copytree("/etc/libvirt", self.folder + "/etc/libvirt", dirs_exist_ok=True)
         shutil.copytree("/etc/default", self.folder + "/etc/default", dirs_exist_ok=True)
         shutil.rmtree(self.folder + "/etc/libvirt/qemu/networks", ignore_errors=True)
-        if os.path.isdir(self.cluster.tree + "/etc"):
+        if self.cluster.tree and os.path.isdir(self.cluster.tree + "/etc"):
             shutil.copytree(self.cluster.tree + "/etc", self.folder + "/etc", dirs_exist_ok=True)
         self._write("/etc/machine-id", uuid.uuid4().hex + "\n")
         self._write("/etc/hosts", "127.0.0.1 localhost\n" + "".join(f"10.99.0.{n} node{n}\n" for n in range(1, 10)))
