@@ -8,13 +8,13 @@ renamed (the last one does). What a dead maker left behind is known by that name
 
 import errno
 import os
-import re
 import stat
 import time
 from contextlib import contextmanager
-from typing import Iterator, List, Optional, Tuple
 
 from vmguard import host
+from vmguard._light import re
+from vmguard._typing import Iterator, List, Optional, Tuple
 from vmguard.errors import StoreBroken
 
 # boot (8 digits of its id), pid and start of the maker, then chance

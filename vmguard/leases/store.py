@@ -17,13 +17,12 @@ it, and in a lockspace made anew every other host is dead.
 """
 
 import errno
-import hashlib
 import os
-import re
 import stat
 from contextlib import contextmanager
-from typing import Iterator, List, Optional, Tuple
 
+from vmguard._light import re, sha256
+from vmguard._typing import Iterator, List, Optional, Tuple
 from vmguard.claims import Mode
 from vmguard.errors import BadRequest, LeaseDamaged, StoreBroken
 from vmguard.leases import Lease, Note, _cluster, _files, _notes, client, slots
@@ -35,7 +34,7 @@ _NAME = re.compile(r"[0-9a-f]{40}")
 
 def lease_name(identity: str) -> str:
     """The name of the lease of an identity: 40 characters that sanlock and every filesystem take."""
-    return hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:40]
+    return sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:40]
 
 
 class Store(HostIds):
