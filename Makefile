@@ -29,7 +29,7 @@ PACKAGES = python3 python3-pytest python3-pytest-timeout python3-hypothesis pyth
     e2fsprogs xfsprogs btrfs-progs fdisk
 LINTERS = ruff mypy codespell
 
-.PHONY: all check recheck demo lint unit rig bench-hook deps install uninstall clean
+.PHONY: all check recheck demo lint unit rig bench deps install uninstall clean
 
 all:
 	@echo 'Nothing to build. See the head of the Makefile: make demo, make check, make install.'
@@ -56,9 +56,10 @@ unit: deps
 rig: deps
 	$(PYTEST) tests/rig
 
-# Writes docs/benchmarks.md.
-bench-hook: deps
-	$(PYTHON) tests/rig/bench_hook.py
+# Writes docs/benchmarks.md and docs/benchmarks.svg. Fewer rounds: make bench BENCH="--rounds 3 --storms 1"
+BENCH =
+bench: deps
+	$(PYTHON) tests/rig/bench.py $(BENCH)
 
 deps:
 	@packaging/deps $(PACKAGES)

@@ -26,9 +26,9 @@ Everything else is an object of its own, so whatever else QEMU writes is a surpr
 import json
 import os
 import stat
-from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from vmguard import host
+from vmguard._typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 from vmguard.errors import Unresolvable
 from vmguard.storage import Storage, locate
 from vmguard.storage.facts import READ_LIMIT, Devno, LiveFacts, Stat

@@ -12,12 +12,12 @@ start is such an arrival only if
   what starts then starts cold.
 """
 
-import json
 import os
 import time
-from typing import List, NamedTuple, Optional, Tuple
 
 from vmguard import paths
+from vmguard._light import dumps, loads, sha256
+from vmguard._typing import List, NamedTuple, Optional, Tuple
 from vmguard.domain import ARRIVAL_NAMESPACE, Domain, parse
 from vmguard.errors import BadDomain, RecordBroken
 from vmguard.host import Process
@@ -73,7 +73,7 @@ def announce(kind: str, xml: bytes, libvirtd: Process) -> bytes:
         os.makedirs(_folder(), mode=0o700, exist_ok=True)
         _forget_old()
         with open(path + ".tmp", "w", encoding="ascii") as file:
-            json.dump(mark, file)
+            file.write(dumps(mark))
         os.rename(path + ".tmp", path)
     except OSError as error:
         raise RecordBroken(path, error.strerror or str(error)) from error
@@ -99,7 +99,7 @@ def take(domain: Domain, libvirtd: Process) -> Optional[Arrival]:
     path = os.path.join(_folder(), nonce)
     try:
         with open(path, encoding="ascii") as file:
-            mark = json.load(file)
+            mark = loads(file.read())
         os.unlink(path)  # whoever takes it away has it
     except FileNotFoundError:
         return None
@@ -238,7 +238,6 @@ def _image_of(uuid: str, libvirtd: Process) -> Optional[Image]:
 
 
 def _portrait(fd: int, head: bytes) -> Image:
-    from hashlib import sha256
 
     found = os.fstat(fd)
     tail = os.pread(fd, _SAMPLE, max(0, found.st_size - _SAMPLE))

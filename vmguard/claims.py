@@ -14,8 +14,8 @@ any of it, down to the disks. So whoever owns a lower layer whole excludes all a
 """
 
 from enum import Enum
-from typing import Dict, Iterable, List, NamedTuple, Optional, Tuple
 
+from vmguard._typing import Dict, Iterable, List, NamedTuple, Optional, Tuple
 from vmguard.domain import Access, Domain, HostPath, Location, NetworkVolume, PoolVolume, Use
 from vmguard.errors import BadDomain, NamedTwice, Unguardable, Unresolvable, UsedByHost
 from vmguard.storage import Storage, chain, resolve

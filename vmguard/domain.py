@@ -7,8 +7,8 @@ understood is said, not skipped.
 """
 
 from enum import Enum
-from typing import TYPE_CHECKING, NamedTuple, Optional, Tuple, Union
 
+from vmguard._typing import TYPE_CHECKING, NamedTuple, Optional, Tuple, Union
 from vmguard.errors import BadDomain
 
 if TYPE_CHECKING:

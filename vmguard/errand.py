@@ -12,9 +12,9 @@ device that is not drained yet is kept from the others. An errand that died is s
 import fcntl
 import os
 import time
-from typing import List, Optional
 
 from vmguard import events, host, hostlock, instance, libvirtstate, paths
+from vmguard._typing import List, Optional
 from vmguard.config import load
 from vmguard.errors import CannotTell, Error
 from vmguard.instance import Instance

@@ -11,7 +11,7 @@ The four branches say what the caller may conclude:
     BadRequest   what the user asked of a command makes no sense
 """
 
-from typing import TYPE_CHECKING, NamedTuple, Optional, Sequence
+from vmguard._typing import TYPE_CHECKING, NamedTuple, Optional, Sequence
 
 if TYPE_CHECKING:
     from vmguard.claims import Claim

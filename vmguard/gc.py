@@ -7,9 +7,9 @@ leases of this host that no record explains, remains of lease files, and damaged
 """
 
 import os
-from typing import Dict, List, NamedTuple, Optional, Set
 
 from vmguard import events, host, hostlock, instance
+from vmguard._typing import Dict, List, NamedTuple, Optional, Set
 from vmguard.config import load
 from vmguard.errors import BadRequest, Misconfigured, RecordBroken
 from vmguard.giving import end, sweep

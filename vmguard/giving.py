@@ -10,9 +10,9 @@ import fcntl
 import os
 import stat
 import time
-from typing import Iterable, List, Optional, Tuple
 
 from vmguard import errand, events, host, instance
+from vmguard._typing import Iterable, List, Optional, Tuple
 from vmguard.claims import Claim, Mode
 from vmguard.errors import CannotTell, LeaseDamaged, SanlockFailed
 from vmguard.host import Process

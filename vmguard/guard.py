@@ -34,9 +34,9 @@ process or host dies, the permit of the one that lives stays.
 """
 
 import time
-from typing import List, Optional, Sequence
 
 from vmguard import arrivals, errand, events, host, hostlock, instance, overrides
+from vmguard._typing import List, Optional, Sequence
 from vmguard.claims import Needs, claim_on_itself, late_needs, needs_of
 from vmguard.config import load
 from vmguard.deadline import orphaned, step, tolerate

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Who has a lease, in words: the owners on disk, made readable by the notes beside the lease. Reads only."""
 
-from typing import Dict, Iterable, Iterator, List, Optional, Tuple
-
+from vmguard._typing import Dict, Iterable, Iterator, List, Optional, Tuple
 from vmguard.claims import Claim, Mode
 from vmguard.errors import CannotTell, Holder
 from vmguard.instance import Instance, Want

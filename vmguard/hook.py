@@ -15,9 +15,9 @@ kills a running guest.
 
 import os
 import sys
-from typing import Callable, Dict, List
 
 from vmguard import deadline, events, guard, host
+from vmguard._typing import Callable, Dict, List
 from vmguard._xml import MAX_BYTES
 from vmguard.config import load
 from vmguard.errors import Error, Late, Misconfigured, Refused

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """This host: who it is, which boot this is, which processes and which QEMUs run on it."""
 
-import hashlib
 import os
-import re
-from typing import Dict, List, NamedTuple, Optional, Tuple
 
+from vmguard._light import re, sha256
+from vmguard._typing import Dict, List, NamedTuple, Optional, Tuple
 from vmguard.errors import Misconfigured, Unresolvable
 
 # Where the facts come from; a test points them elsewhere.
@@ -75,7 +74,7 @@ def key() -> HostKey:
     ):  # machine-id(5): "uninitialized", or empty, before the first boot
         raise Misconfigured(MACHINE_ID, "this host has no machine id", "run `systemd-machine-id-setup`")
     product = (read(PRODUCT_UUID) or b"").strip().lower()
-    return HostKey(hashlib.sha256(machine_id + b"\n" + product).hexdigest()[:16], name())
+    return HostKey(sha256(machine_id + b"\n" + product).hexdigest()[:16], name())
 
 
 def boot_id() -> str:

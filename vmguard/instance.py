@@ -14,11 +14,11 @@ States of a record:
     draining QEMU is gone, all is given back but the drain marks: the page cache is being written out.
 """
 
-import json
 import os
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 from vmguard import paths
+from vmguard._light import dumps, loads
+from vmguard._typing import Any, Dict, List, NamedTuple, Optional, Tuple
 from vmguard.claims import Claim, Mode
 from vmguard.errors import RecordBroken
 from vmguard.host import Process
@@ -136,7 +136,7 @@ def write(instance: Instance) -> None:
     try:
         os.makedirs(directory(), mode=0o755, exist_ok=True)
         with open(temporary, "w", encoding="ascii") as file:
-            json.dump(_plain(instance), file)
+            file.write(dumps(_plain(instance)))
         os.rename(temporary, target)
     except OSError as error:
         raise RecordBroken(target, error.strerror or str(error)) from error
@@ -168,7 +168,7 @@ def load(name: str) -> Optional[Instance]:
     path = os.path.join(directory(), name)
     try:
         with open(path, encoding="ascii") as file:
-            return _instance(json.load(file))
+            return _instance(loads(file.read()))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """This host as a member of the lockspace, and what that allows it to claim."""
 
-from typing import Dict, List, NamedTuple
-
 from vmguard import host
+from vmguard._typing import Dict, List, NamedTuple
 from vmguard.claims import Claim
 from vmguard.config import Config
 from vmguard.errors import Error, LocalStore, NoWatchdog

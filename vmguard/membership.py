@@ -12,9 +12,9 @@ the guest is killed: a second writer is proven, and its next write would be the 
 import os
 import signal
 import time
-from typing import List, NamedTuple, Optional, Tuple
 
 from vmguard import events, host, hostlock, instance
+from vmguard._typing import List, NamedTuple, Optional, Tuple
 from vmguard.claims import Mode
 from vmguard.config import Config, load
 from vmguard.deadline import step

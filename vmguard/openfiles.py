@@ -13,10 +13,10 @@ arrives: what it will write shows only then. That is what `active` tells.
 """
 
 from enum import Enum
-from typing import Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 from vmguard import host
 from vmguard._procfiles import Opened, open_files, was_started_incoming
+from vmguard._typing import Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
 from vmguard.claims import GUESTS_SHARE_IT, LIES_UNDER, Claim, Mode, claims_on
 from vmguard.domain import Access, HostPath, Use
 from vmguard.host import Process

@@ -6,9 +6,9 @@ From then on sanlock frees them when QEMU dies, and kills QEMU when they are los
 """
 
 import time
-from typing import Optional, Tuple
 
 from vmguard import host, instance
+from vmguard._typing import Optional, Tuple
 from vmguard.claims import Mode
 from vmguard.errors import LeaseLost, SanlockFailed
 from vmguard.holders import gone

@@ -9,9 +9,9 @@ commands.
 import errno as errnos
 import os
 import time
-from typing import TYPE_CHECKING, Callable, Dict, List, Optional
 
 from vmguard import errors
+from vmguard._typing import TYPE_CHECKING, Callable, Dict, List, Optional
 from vmguard.claims import Claim
 from vmguard.text import duration, moment, plain, quoted, typed
 

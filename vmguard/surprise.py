@@ -6,9 +6,8 @@ descriptor was passed.
 What can be claimed now is, and is written down. A second writer that is proven ends the guest that came later.
 """
 
-from typing import TYPE_CHECKING, List, Sequence
-
 from vmguard import events, instance
+from vmguard._typing import TYPE_CHECKING, List, Sequence
 from vmguard.claims import Claim, Mode
 from vmguard.errors import CannotTell, Error, InUse, WrongDisk
 from vmguard.giving import give_back

@@ -14,11 +14,11 @@ So whoever runs has the lease or the ticket of all that it writes, and each of t
 domain on its way. Both are acquired before the other is looked at, so of two that meet at least one sees the other.
 """
 
-import random
 import time
-from typing import Iterable, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 from vmguard import events, host, instance
+from vmguard._light import random
+from vmguard._typing import Iterable, List, NamedTuple, Optional, Sequence, Set, Tuple
 from vmguard.claims import Claim, Mode
 from vmguard.deadline import step
 from vmguard.errors import (

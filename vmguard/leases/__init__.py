@@ -9,7 +9,7 @@ Leases: sanlock, the store, who holds what.
     status.py     what the daemon of this host has in memory
 """
 
-from typing import NamedTuple, Optional, Tuple
+from vmguard._typing import NamedTuple, Optional, Tuple
 
 
 class Lease(NamedTuple):

@@ -11,8 +11,8 @@ import ctypes
 import errno
 import os
 import struct
-from typing import Dict, Iterator, List, NamedTuple, Tuple
 
+from vmguard._typing import Dict, Iterator, List, NamedTuple, Tuple
 from vmguard.errors import SanlockDown, SanlockFailed
 from vmguard.leases import Lock
 from vmguard.leases import _library as lib

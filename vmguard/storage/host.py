@@ -7,12 +7,11 @@ Unresolvable, never silently "no".
 """
 
 import errno
-import hashlib
 import os
 import posixpath
-import re
-from typing import TYPE_CHECKING, Callable, Dict, List, NamedTuple, Optional, Tuple, TypeVar
 
+from vmguard._light import re, sha256
+from vmguard._typing import TYPE_CHECKING, Callable, Dict, List, NamedTuple, Optional, Tuple, TypeVar
 from vmguard.errors import Unresolvable
 from vmguard.storage import Storage
 from vmguard.storage.facts import READ_LIMIT, Devno, Facts, Stat
@@ -151,7 +150,7 @@ class Host:
             product = self.text("/sys/class/dmi/id/product_uuid") or ""
             if machine == "uninitialized" or not (machine or product):
                 raise Unresolvable("/etc/machine-id", "it does not say which machine this is")
-            self._machine = hashlib.sha256(f"{machine}\n{product.lower()}".encode()).hexdigest()[:16]
+            self._machine = sha256(f"{machine}\n{product.lower()}".encode()).hexdigest()[:16]
         return self._machine
 
 
