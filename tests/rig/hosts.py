@@ -279,8 +279,11 @@ class Host:
             preexec_fn=die_with_parent,
         )
         assert process.stdin
-        process.stdin.write(stdin)
-        process.stdin.close()
+        try:
+            process.stdin.write(stdin)
+            process.stdin.close()
+        except BrokenPipeError:
+            pass  # it has ended already, and its status says why
         process.stdin = None
         return process
 
