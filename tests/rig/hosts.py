@@ -298,10 +298,10 @@ class Host:
 
     # -- daemons --------------------------------------------------------------------------------------------------------
 
-    def start_sanlock(self) -> None:
+    def start_sanlock(self, preload: str = "") -> None:
         # Without SANLOCK_PRIVILEGED=0 it needs CAP_SYS_RESOURCE, which containers lack. -w 0: there is no watchdog here.
         self.shell(
-            "mkdir -p /run/sanlock && SANLOCK_PRIVILEGED=0 sanlock daemon "
+            f"mkdir -p /run/sanlock && LD_PRELOAD={preload} SANLOCK_PRIVILEGED=0 sanlock daemon "
             f"-w 0 -l 0 -h 0 -g 5 -U root -G root -e {self.name} >/var/log/sanlock.out 2>&1"
         )
         eventually(lambda: not self.run("sanlock", "client", "status", check=False).status, f"{self}: sanlock answers")
