@@ -40,7 +40,7 @@ from vmguard._typing import List, Optional, Sequence
 from vmguard.claims import Needs, claim_on_itself, late_needs, needs_of
 from vmguard.config import load
 from vmguard.deadline import orphaned, step, tolerate
-from vmguard.domain import Domain, parse
+from vmguard.domain import Domain, parse, who
 from vmguard.errors import Error, InUse, Late, LocalStore, NotComing, NoWatchdog
 from vmguard.giving import drain, drained, end, sweep
 from vmguard.holders import local
@@ -172,10 +172,11 @@ def _take_late(xml: bytes, libvirtd: Process) -> None:
     config = load()
     if config.store is None or config.mode == "off":
         return
-    domain = parse(xml)
+    _, uuid = who(xml)
     with hostlock.held():
         for one in instance.load_all():
-            if one.uuid == domain.uuid and one.libvirtd == libvirtd and instance.is_late(one):
+            if one.uuid == uuid and one.libvirtd == libvirtd and instance.is_late(one):
+                domain = parse(xml)
                 tolerance = Tolerance(one.note)
                 _add(one, late_needs(domain, LiveFacts()), here(config), tolerance)
                 report_tolerated(domain, tolerance)
@@ -209,13 +210,13 @@ def started(xml: bytes, libvirtd: Process) -> None:
     config = load()
     if config.store is None or config.mode == "off":
         return
-    domain = parse(xml)
+    name, uuid = who(xml)
     _take_late(xml, libvirtd)  # files that QEMU itself made: logs
     step("waiting for the lock of this host")
     with hostlock.held():
         this = here(config)
         for held in instance.load_all():
-            if held.uuid == domain.uuid and held.libvirtd == libvirtd and held.state == "held":
+            if held.uuid == uuid and held.libvirtd == libvirtd and held.state == "held":
                 qemu = qemu_of(held)
                 if qemu is None:
                     return  # it has died already: release will follow
@@ -226,7 +227,7 @@ def started(xml: bytes, libvirtd: Process) -> None:
                 if instance.pending(held):
                     errand.see_to(held)
                 return
-    events.record("unguarded", "a guest has started that prepare did not see", domain=domain.name, uuid=domain.uuid)
+    events.record("unguarded", "a guest has started that prepare did not see", domain=name, uuid=uuid)
 
 
 def release(xml: bytes, libvirtd: Process) -> None:
@@ -235,11 +236,11 @@ def release(xml: bytes, libvirtd: Process) -> None:
 
     After a refused prepare this is called too: there is no record then, and nothing is touched.
     """
-    domain = parse(xml)
+    _, uuid = who(xml)
     step("waiting for the lock of this host")
     draining = []
     with hostlock.held():
-        mine = [one for one in instance.load_all() if one.uuid == domain.uuid and one.state != "draining"]
+        mine = [one for one in instance.load_all() if one.uuid == uuid and one.state != "draining"]
         if not mine:
             return
         config = load()
