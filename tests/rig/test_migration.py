@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Guests that migrate: in each way that libvirt knows, to the wrong disk, over and over with somebody after their disks."""
 
+import glob
 import json
 import os
 import time
@@ -210,6 +211,27 @@ def test_one_side_only_watches(watching: str, node1: Host, node2: Host, images: 
             web.lives()
         finally:
             host.run("rm", "/etc/vmguard/vmguard.conf.d/90-test.conf")
+
+
+def test_from_a_host_of_a_later_version(node1: Host, node2: Host, images: Images) -> None:
+    """
+    Members that are new in its notes are passed over. Notes of another format say nothing: then whose the disk is cannot be
+    known, and nobody gets in.
+    """
+    with Witness(images) as web:
+        node1.start(web.guest)
+        notes = [path for path in glob.glob(node1.cluster.store + "/leases/*.note") if web.guest.uuid in open(path).read()]  # type: ignore[attr-defined]
+        before = {path: open(path, encoding="ascii").read() for path in notes}
+        for path, text in before.items():
+            with open(path, "w", encoding="ascii") as file:
+                file.write(text.replace('"format": 1', '"format": 2'))
+        done = migrate(web.guest, node1, node2, check=False)
+        assert done.status and "its note does not say which domain" in done.err and "node1" in done.err, done.err
+        for path, text in before.items():
+            with open(path, "w", encoding="ascii") as file:
+                file.write(text.replace('"format": 1', '"new": [1], "format": 1'))
+        migrate(web.guest, node1, node2)
+        settled(node2, web.guest)
 
 
 def test_from_a_host_that_had_no_hook(node1: Host, node2: Host, images: Images) -> None:
