@@ -19,7 +19,7 @@ from vmguard.host import Process
 from vmguard.instance import Instance, Want
 from vmguard.leases import Lease, client, slots
 from vmguard.member import Here
-from vmguard.owning import hand_over, qemu_of
+from vmguard.owning import hand_over, qemu_of, unwatch_orphans
 from vmguard.report import sentence
 from vmguard.taking import PATIENCE, has, pass_over, write_note, writer_of
 
@@ -78,27 +78,28 @@ def end(one: Instance, this: Here, by_errand: bool = True) -> Optional[Instance]
     """
     if one.state != "intent" and qemu_of(one) is not None:
         return one
-    drains: Tuple[Want, ...] = ()
-    if one.generation == this.generation:  # leases of an earlier membership ended with it
-        others = [other for other in instance.load_all() if other.id != one.id]
-        with client.Connection() as connection:
-            for want in one.wants:
-                if not any(has(other, want.claim.identity, this) for other in others):
-                    _give_back_or_note(want, one, this, connection)
-                elif want.lver is not None:
-                    _pass_note_on(want, others, this)
-        drains = tuple(want._replace(lver=None, ticket=None) for want in one.wants if want.drain is not None)
+    # One that never ran has written nothing; of an intent it is not even known what it has.
+    wrote = one.state != "intent" and not (one.coming and one.qemu is None)
+    drains = tuple(want for want in one.wants if want.drains and wrote and not want.missing)
+    others = [other for other in instance.load_all() if other.id != one.id]
+    with client.Connection() as connection:
+        for want in one.wants:
+            if want in drains and want.drain is None:
+                continue  # what stands in for the mark is given back when all is written out
+            if not any(has(other, want.claim.identity, this) for other in others):
+                _give_back_or_note(want, one, this, connection)
+            elif want.lver is not None:
+                _pass_note_on(want, others, this)
     if drains and one.state != "draining":
-        if one.state != "intent" and not (one.coming and one.qemu is None):  # it may have written
-            one = one._replace(state="draining", wants=drains)
-            instance.write(one)
-            if by_errand:
-                errand.see_to(one)
-            return one
-        _give_marks_back(one._replace(wants=drains), this)
+        kept = (want._replace(lver=None, ticket=None) if want.drain is not None else want for want in drains)
+        one = one._replace(state="draining", wants=tuple(kept))
+        instance.write(one)
+        if by_errand:
+            errand.see_to(one)
+        return one
+    _give_marks_back(one, this)
     instance.forget(one)
-    if one.owner == "host" and not any(other.owner == "host" for other in instance.load_all()):
-        client.used_by_orphans(this.store.lockspace, False)
+    unwatch_orphans(this, one.owner == "host")
     return None
 
 
@@ -197,20 +198,25 @@ def flush(path: str) -> None:
 
 def drained(one: Instance, this: Here) -> None:
     """Give the drain marks back of an instance whose cache has been written out, and forget it. Under the host lock."""
-    if one.generation == this.generation:
-        _give_marks_back(one, this)
+    with client.Connection() as connection:
+        for want in one.wants:
+            if want.drain is None:
+                _give_back_or_note(want, one, this, connection)
+    _give_marks_back(one, this)
     instance.forget(one)
+    unwatch_orphans(this, one.owner == "host")
 
 
 def _give_marks_back(one: Instance, this: Here) -> None:
+    marks = [want for want in one.wants if want.drain is not None]
     needed = {
         want.claim.identity
-        for other in instance.load_all()
+        for other in (instance.load_all() if marks else ())
         for want in other.wants
         if other.id != one.id and want.drain is not None
     }
-    with client.Connection() as connection:
-        for want in one.wants:
-            if want.claim.identity not in needed:
+    for want in marks:
+        if want.claim.identity not in needed:
+            with client.Connection() as connection:
                 mark = slots.drain(this.store.lease(want.claim.identity))
                 give_back(mark, False, want.claim, this, connection)

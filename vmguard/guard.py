@@ -41,7 +41,7 @@ from vmguard.claims import Needs, claim_on_itself, late_needs, needs_of
 from vmguard.config import load
 from vmguard.deadline import orphaned, step, tolerate
 from vmguard.domain import Domain, parse, who
-from vmguard.errors import Error, InUse, Late, LocalStore, NotComing, NoWatchdog
+from vmguard.errors import CannotTell, Error, InUse, Late, LocalStore, NotComing, NoWatchdog
 from vmguard.giving import drain, drained, end, sweep
 from vmguard.holders import local
 from vmguard.host import Process
@@ -246,12 +246,19 @@ def release(xml: bytes, libvirtd: Process) -> None:
         config = load()
         if config.store is None:
             return
-        this = here(config)
+        mine = [one for one in mine if one.libvirtd == libvirtd or host.process(one.libvirtd.pid) != one.libvirtd]
+        try:
+            this = here(config)
+        except CannotTell:
+            # sanlock is away. What there is to give back, the next sweep gives; a join must not wait for this start.
+            for one in mine:
+                if qemu_of(one) is None:
+                    instance.write(one._replace(state="over"))
+            raise
         for one in mine:
-            if one.libvirtd == libvirtd or host.process(one.libvirtd.pid) != one.libvirtd:
-                left = end(one, this, by_errand=False)
-                if left is not None and left.state == "draining":
-                    draining.append(left)
+            left = end(one, this, by_errand=False)
+            if left is not None and left.state == "draining":
+                draining.append(left)
     for one in draining:
         step("writing out the page cache")
         drain(one)
