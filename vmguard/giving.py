@@ -10,7 +10,7 @@ import fcntl
 import os
 import stat
 import time
-from typing import Iterable, List, Optional, Tuple
+from typing import Iterable, List, Optional, Set, Tuple
 
 from vmguard import errand, events, host, instance
 from vmguard.claims import Claim, Mode
@@ -114,7 +114,7 @@ def _give_back_or_note(want: Want, one: Instance, this: Here, connection: client
             give_back(slots.ticket(lease), False, claim, this, connection)
         if one.state == "intent":
             _say_nothing_was_written(claim, lease, this)
-            if want.drains:
+            if want.drains and claim.identity not in _marked(one):
                 give_back(slots.drain(lease), False, claim, this, connection)
         give_back(lease, claim.mode is Mode.SHARED, claim, this, connection)
     except LeaseDamaged as error:
@@ -203,14 +203,15 @@ def drained(one: Instance, this: Here) -> None:
 
 
 def _give_marks_back(one: Instance, this: Here) -> None:
-    needed = {
-        want.claim.identity
-        for other in instance.load_all()
-        for want in other.wants
-        if other.id != one.id and want.drain is not None
-    }
+    needed = _marked(one)
     with client.Connection() as connection:
         for want in one.wants:
             if want.claim.identity not in needed:
                 mark = slots.drain(this.store.lease(want.claim.identity))
                 give_back(mark, False, want.claim, this, connection)
+
+
+def _marked(one: Instance) -> Set[str]:
+    """The identities whose drain mark another instance of this host keeps: a dead one that is being drained, too."""
+    others = (other for other in instance.load_all() if other.id != one.id)
+    return {want.claim.identity for other in others for want in other.wants if want.drain is not None}
