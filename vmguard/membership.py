@@ -64,14 +64,20 @@ def join_host() -> Joined:
             sweep(here(config))
             return Joined(was_member=True)
         running = _running()
-        for one, qemu in running:
-            instance.write(one._replace(frozen=True))
-            _signal(qemu, signal.SIGSTOP)
         try:
+            for one, qemu in running:
+                instance.write(one._replace(frozen=True))
+                _signal(qemu, signal.SIGSTOP)
             step("joining the lockspace")
             lockspace.join(store, config.host_id, host.key())
         except Error:
-            _thaw(running)  # still no member: nobody can have taken what they had before sanlock calls this host dead
+            # While it is no member, nobody can have taken what they had before sanlock calls this host dead. It may be
+            # one by now, though: then what they had is free.
+            now = lockspace.state(store, config.host_id)
+            if now == "joined":
+                _take_back(running, here(config))
+            elif now != "joining":
+                _thaw(running)
             raise
         return _take_back(running, here(config))
 
@@ -102,18 +108,19 @@ def _signal(qemu: Process, number: int) -> None:
 
 
 def _thaw(running: List[Tuple[Instance, Process]]) -> None:
-    for one, qemu in running:
+    for _, qemu in running:  # all of them, before a record that cannot be written ends this
         _signal(qemu, signal.SIGCONT)
+    for one, _ in running:
         instance.write(one._replace(frozen=False))
 
 
 def _take_back(running: List[Tuple[Instance, Process]], this: Here) -> Joined:
     kept, killed, unsure = [], [], []
     for one, qemu in running:
-        if one.generation == this.generation:
-            _thaw([(one, qemu)])
-            continue
         try:
+            if one.generation == this.generation:
+                _thaw([(one, qemu)])
+                continue
             instance.write(_again(one, qemu, this))
         except (InUse, LeaseLost) as error:
             events.record("killed", sentence(error, one.name), domain=one.name, uuid=one.uuid, pid=qemu.pid)
