@@ -14,7 +14,7 @@ from typing import Iterable, List, Optional, Set, Tuple
 
 from vmguard import errand, events, host, instance
 from vmguard.claims import Claim, Mode
-from vmguard.errors import CannotTell, LeaseDamaged, SanlockFailed
+from vmguard.errors import CannotTell, Error, LeaseDamaged, SanlockFailed
 from vmguard.host import Process
 from vmguard.instance import Instance, Want
 from vmguard.leases import Lease, client, slots
@@ -37,8 +37,10 @@ def sweep(this: Here, starting: Optional[Tuple[str, Process]] = None) -> List[In
     for one in instance.load_all():
         try:
             keep = _swept(one, this, starting)
-        except CannotTell as error:
-            events.record("sweep-failed", str(error), domain=one.name, instance=one.id)
+        except Error as error:
+            # A lease that another guest has lost, too: that must not keep this one from starting.
+            word = "sweep-failed" if isinstance(error, CannotTell) else "alarm"
+            events.record(word, sentence(error, one.name), domain=one.name, instance=one.id)
             keep = one
         if keep is not None:
             left.append(keep)
