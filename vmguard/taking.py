@@ -134,6 +134,8 @@ def _take_one(
 ) -> Want:
     claim = want.claim
     holders = local(claim, others, this.host_id)
+    # One that has come here and has the ticket alone: the lease is the source's, and there is nothing to share.
+    holders += local(claim._replace(mode=Mode.EXCLUSIVE), _on_tickets(claim.identity, others), this.host_id)
     if holders:
         raise InUse(claim, holders)
     if not any(has(other, claim.identity, this) for other in others):
@@ -153,6 +155,14 @@ def has(other: Instance, identity: str, this: Here) -> bool:
         and other.generation == this.generation
         and any(want.claim.identity == identity and not want.missing for want in other.wants)
     )
+
+
+def _on_tickets(identity: str, others: Iterable[Instance]) -> List[Instance]:
+    return [
+        other
+        for other in others
+        if any(want.claim.identity == identity and want.ticket is not None and want.lver is None for want in other.wants)
+    ]
 
 
 # -- a start that begins here ------------------------------------------------------------------------------------------
