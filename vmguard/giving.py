@@ -64,7 +64,10 @@ def _swept(one: Instance, this: Here, starting: Optional[Tuple[str, Process]]) -
         libvirtd_lives = host.process(one.libvirtd.pid) == one.libvirtd
         qemu = qemu_of(one)
         if qemu is not None:
-            return one if libvirtd_lives else hand_over(one, qemu, this)
+            # Its `started` may still come. One that died or was late will not: as orphans the leases would outlive the
+            # lockspace no more than they do now, and QEMU would.
+            waited = time.time() - one.since > 2 * this.config.deadline
+            return hand_over(one, qemu, this) if waited or not libvirtd_lives else one
         if libvirtd_lives and (one.uuid, one.libvirtd) != starting:
             return one
     # An intent under the host lock has lost its maker: libvirt never got a yes for it.
