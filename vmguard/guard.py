@@ -285,7 +285,8 @@ def reconnect(xml: bytes, libvirtd: Process) -> None:
     with hostlock.held():
         this = here(config)
         for one in instance.load_all():
-            qemu = qemu_of(one) if one.uuid == domain.uuid and one.state != "draining" else None
+            # Nor an intent: of a file that a running guest was found to have open there may be one beside its record.
+            qemu = qemu_of(one) if one.uuid == domain.uuid and one.state in ("held", "running") else None
             if qemu is None:
                 continue
             one = one._replace(libvirtd=libvirtd)
