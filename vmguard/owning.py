@@ -27,6 +27,11 @@ from vmguard.taking import (
     writer_of,
 )
 
+BUSY = {-16}  # another command about the same process is under way: that says nothing about a lease
+
+# Between the end of a connection and what sanlock makes of it lie milliseconds.
+_SETTLES = 1.0  # seconds
+
 
 def qemu_of(one: Instance) -> Optional[Process]:
     """The living QEMU of an instance: the one it was handed to, else one that carries its uuid."""
@@ -60,13 +65,19 @@ def hand_over(held: Instance, qemu: Process, this: Here) -> Instance:
     """
     owned = [(want, *pair) for want in held.wants for pair in _owned(want, this)]
     if client.registered(qemu.pid):
-        before = client.held_by(qemu.pid)  # not empty where an earlier hand-over was cut short
-        try:
-            client.adopt(qemu.pid, [lease for _, lease, _ in owned if lease.name not in before])
-        except SanlockFailed as error:
-            if error.code in OWNED | OWNER_SILENT | MOMENT | NOT_JOINED:
-                raise LeaseLost(owned[0][0].claim, owned[0][2], None) from error
-            raise
+        end = time.monotonic() + _SETTLES
+        while True:
+            before = client.held_by(qemu.pid)  # not empty where an earlier hand-over was cut short
+            try:
+                client.adopt(qemu.pid, [lease for _, lease, _ in owned if lease.name not in before])
+                break
+            except SanlockFailed as error:
+                # Somebody else asks about this very QEMU, or the last holder's end has not been seen yet.
+                if error.code not in MOMENT | HELD_HERE or time.monotonic() > end:
+                    if error.code in (OWNED | OWNER_SILENT | MOMENT | NOT_JOINED) - BUSY:
+                        raise LeaseLost(owned[0][0].claim, owned[0][2], None) from error
+                    raise
+            time.sleep(0.002)
         owner, now = "qemu", client.held_by(qemu.pid)
     else:
         owner, now = "host", {lock.name: lock for lock in client.orphans(this.store.lockspace)}
@@ -140,10 +151,6 @@ def _keep(one: Instance, index: int, want: Want) -> Instance:
     one = one._replace(wants=(*one.wants[:index], want, *one.wants[index + 1 :]))
     instance.write(one)
     return one
-
-
-# Between the end of a connection and what sanlock makes of it lie milliseconds.
-_SETTLES = 1.0  # seconds
 
 
 def _gain(want: Want, place: Lease, qemu: Optional[Process], this: Here) -> Optional[int]:
