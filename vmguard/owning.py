@@ -168,10 +168,12 @@ def _gain(want: Want, place: Lease, qemu: Optional[Process], this: Here) -> Opti
                 if error.code in OWNED | OWNER_SILENT | MOMENT | HELD_HERE:
                     return None
                 raise
-            lver = 0
+            orphan = {lock.name: lock for lock in client.orphans(this.store.lockspace)}.get(place.name)
+            if orphan is None or orphan.shared != shared:
+                return None  # it is gone by now, or another one: what we have must not be dropped for it
+            lver = orphan.lver
     if qemu is None:
-        found = {lock.name: lock for lock in client.orphans(this.store.lockspace)}
-        return found[place.name].lver if not lver and place.name in found else lver
+        return lver
     end = time.monotonic() + _SETTLES
     while True:
         try:
