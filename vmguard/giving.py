@@ -12,9 +12,9 @@ import stat
 import time
 
 from vmguard import errand, events, host, instance
-from vmguard._typing import Iterable, List, Optional, Tuple
+from vmguard._typing import Iterable, List, Optional, Set, Tuple
 from vmguard.claims import Claim, Mode
-from vmguard.errors import CannotTell, LeaseDamaged, SanlockFailed
+from vmguard.errors import CannotTell, Error, LeaseDamaged, SanlockFailed
 from vmguard.host import Process
 from vmguard.instance import Instance, Want
 from vmguard.leases import Lease, client, slots
@@ -37,8 +37,10 @@ def sweep(this: Here, starting: Optional[Tuple[str, Process]] = None) -> List[In
     for one in instance.load_all():
         try:
             keep = _swept(one, this, starting)
-        except CannotTell as error:
-            events.record("sweep-failed", str(error), domain=one.name, instance=one.id)
+        except Error as error:
+            # A lease that another guest has lost, too: that must not keep this one from starting.
+            word = "sweep-failed" if isinstance(error, CannotTell) else "alarm"
+            events.record(word, sentence(error, one.name), domain=one.name, instance=one.id)
             keep = one
         if keep is not None:
             left.append(keep)
@@ -62,7 +64,10 @@ def _swept(one: Instance, this: Here, starting: Optional[Tuple[str, Process]]) -
         libvirtd_lives = host.process(one.libvirtd.pid) == one.libvirtd
         qemu = qemu_of(one)
         if qemu is not None:
-            return one if libvirtd_lives else hand_over(one, qemu, this)
+            # Its `started` may still come. One that died or was late will not: as orphans the leases would outlive the
+            # lockspace no more than they do now, and QEMU would.
+            waited = time.time() - one.since > 2 * this.config.deadline
+            return hand_over(one, qemu, this) if waited or not libvirtd_lives else one
         if libvirtd_lives and (one.uuid, one.libvirtd) != starting:
             return one
     # An intent under the host lock has lost its maker: libvirt never got a yes for it.
@@ -115,7 +120,7 @@ def _give_back_or_note(want: Want, one: Instance, this: Here, connection: client
             give_back(slots.ticket(lease), False, claim, this, connection)
         if one.state == "intent":
             _say_nothing_was_written(claim, lease, this)
-            if want.drains:
+            if want.drains and claim.identity not in _marked(one):
                 give_back(slots.drain(lease), False, claim, this, connection)
         give_back(lease, claim.mode is Mode.SHARED, claim, this, connection)
     except LeaseDamaged as error:
@@ -209,14 +214,15 @@ def drained(one: Instance, this: Here) -> None:
 
 def _give_marks_back(one: Instance, this: Here) -> None:
     marks = [want for want in one.wants if want.drain is not None]
-    needed = {
-        want.claim.identity
-        for other in (instance.load_all() if marks else ())
-        for want in other.wants
-        if other.id != one.id and want.drain is not None
-    }
+    needed = _marked(one) if marks else set()
     for want in marks:
         if want.claim.identity not in needed:
             with client.Connection() as connection:
                 mark = slots.drain(this.store.lease(want.claim.identity))
                 give_back(mark, False, want.claim, this, connection)
+
+
+def _marked(one: Instance) -> Set[str]:
+    """The identities whose drain mark another instance of this host keeps: a dead one that is being drained, too."""
+    others = (other for other in instance.load_all() if other.id != one.id)
+    return {want.claim.identity for other in others for want in other.wants if want.drain is not None}

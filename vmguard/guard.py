@@ -216,8 +216,10 @@ def started(xml: bytes, libvirtd: Process) -> None:
     with hostlock.held():
         this = here(config)
         for held in instance.load_all():
-            if held.uuid == uuid and held.libvirtd == libvirtd and held.state == "held":
+            if held.uuid == uuid and held.libvirtd == libvirtd and held.state in ("held", "running"):
                 qemu = qemu_of(held)
+                if qemu is None and held.state == "running":
+                    continue  # an earlier one, which is not swept yet
                 if qemu is None:
                     return  # it has died already: release will follow
                 if held.coming == "migrate" and not host.is_incoming(qemu.pid):
@@ -228,6 +230,16 @@ def started(xml: bytes, libvirtd: Process) -> None:
                     errand.see_to(held)
                 return
     events.record("unguarded", "a guest has started that prepare did not see", domain=name, uuid=uuid)
+
+
+def leave_to_errand(name: str) -> None:
+    """`started` or `release` of a domain came to nothing: let an errand do what can be done later. Never fails."""
+    try:
+        for one in instance.load_all():
+            if one.name == name and one.state in ("held", "running", "draining"):
+                errand.see_to(one)
+    except Error:
+        pass  # the next sweep meets the same
 
 
 def release(xml: bytes, libvirtd: Process) -> None:
@@ -281,7 +293,8 @@ def reconnect(xml: bytes, libvirtd: Process) -> None:
     with hostlock.held():
         this = here(config)
         for one in instance.load_all():
-            qemu = qemu_of(one) if one.uuid == domain.uuid and one.state != "draining" else None
+            # Nor an intent: of a file that a running guest was found to have open there may be one beside its record.
+            qemu = qemu_of(one) if one.uuid == domain.uuid and one.state in ("held", "running") else None
             if qemu is None:
                 continue
             one = one._replace(libvirtd=libvirtd)

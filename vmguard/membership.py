@@ -95,19 +95,22 @@ def _beginning() -> List[Instance]:
 
 def _join_beside(running: List[Tuple[Instance, Process]], store: Store, config: Config) -> Joined:
     assert config.host_id is not None
-    for one, qemu in running:
-        instance.write(one._replace(frozen=True))
-        _signal(qemu, signal.SIGSTOP)
-    # The drain marks are void with the rest: what they stand for must be on the medium before.
-    for one in instance.load_all():
-        drain(one._replace(wants=tuple(want for want in one.wants if want.drains)))
     try:
+        for one, qemu in running:
+            instance.write(one._replace(frozen=True))
+            _signal(qemu, signal.SIGSTOP)
+        # The drain marks are void with the rest: what they stand for must be on the medium before.
+        for one in instance.load_all():
+            drain(one._replace(wants=tuple(want for want in one.wants if want.drains)))
         step("joining the lockspace")
         lockspace.join(store, config.host_id, host.key())
     except Error:
-        # Still no member: nobody can have taken what they had before sanlock calls this host dead. Else they stay
-        # stopped, for the next join.
-        if lockspace.state(store, config.host_id) == "out":
+        # While it is no member, nobody can have taken what they had before sanlock calls this host dead. It may be one by
+        # now, though: then what they had is free.
+        now = lockspace.state(store, config.host_id)
+        if now == "joined":
+            _take_back(running, here(config))
+        elif now != "joining":
             _thaw(running)
         raise
     return _take_back(running, here(config))
@@ -139,18 +142,19 @@ def _signal(qemu: Process, number: int) -> None:
 
 
 def _thaw(running: List[Tuple[Instance, Process]]) -> None:
-    for one, qemu in running:
+    for _, qemu in running:  # all of them, before a record that cannot be written ends this
         _signal(qemu, signal.SIGCONT)
+    for one, _ in running:
         instance.write(one._replace(frozen=False))
 
 
 def _take_back(running: List[Tuple[Instance, Process]], this: Here) -> Joined:
     kept, killed, unsure = [], [], []
     for one, qemu in running:
-        if one.generation == this.generation:
-            _thaw([(one, qemu)])
-            continue
         try:
+            if one.generation == this.generation:
+                _thaw([(one, qemu)])
+                continue
             instance.write(_again(one, qemu, this))
         except (InUse, LeaseLost) as error:
             events.record("killed", sentence(error, one.name), domain=one.name, uuid=one.uuid, pid=qemu.pid)

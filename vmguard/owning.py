@@ -27,6 +27,11 @@ from vmguard.taking import (
     writer_of,
 )
 
+BUSY = {-16}  # another command about the same process is under way: that says nothing about a lease
+
+# Between the end of a connection and what sanlock makes of it lie milliseconds.
+_SETTLES = 1.0  # seconds
+
 
 def qemu_of(one: Instance) -> Optional[Process]:
     """The living QEMU of an instance: the one it was handed to, else one that carries its uuid."""
@@ -70,13 +75,19 @@ def hand_over(held: Instance, qemu: Process, this: Here) -> Instance:
     orphans: Dict[str, Lock] = {}
     if client.registered(qemu.pid):
         owner, mine = "qemu", [one for one in owned if not _stays_with_host(one[0])]
-        before = client.held_by(qemu.pid)  # not empty where an earlier hand-over was cut short
-        try:
-            client.adopt(qemu.pid, [lease for _, lease, _ in mine if lease.name not in before])
-        except SanlockFailed as error:
-            if error.code in OWNED | OWNER_SILENT | MOMENT | NOT_JOINED:
-                raise LeaseLost(owned[0][0].claim, owned[0][2], None) from error
-            raise
+        end = time.monotonic() + _SETTLES
+        while True:
+            before = client.held_by(qemu.pid)  # not empty where an earlier hand-over was cut short
+            try:
+                client.adopt(qemu.pid, [lease for _, lease, _ in mine if lease.name not in before])
+                break
+            except SanlockFailed as error:
+                # Somebody else asks about this very QEMU, or the last holder's end has not been seen yet.
+                if error.code not in MOMENT | HELD_HERE or time.monotonic() > end:
+                    if error.code in (OWNED | OWNER_SILENT | MOMENT | NOT_JOINED) - BUSY:
+                        raise LeaseLost(owned[0][0].claim, owned[0][2], None) from error
+                    raise
+            time.sleep(0.002)
         now = client.held_by(qemu.pid)
     else:
         owner, mine, now = "host", [], {}
@@ -172,10 +183,6 @@ def _keep(one: Instance, index: int, want: Want) -> Instance:
     return one
 
 
-# Between the end of a connection and what sanlock makes of it lie milliseconds.
-_SETTLES = 1.0  # seconds
-
-
 def _gain(want: Want, place: Lease, qemu: Optional[Process], this: Here) -> Optional[int]:
     """The version at which a lease is now ours (the host's, or QEMU's own); None while somebody else has it."""
     shared = want.claim.mode is Mode.SHARED and "." not in place.name
@@ -191,10 +198,12 @@ def _gain(want: Want, place: Lease, qemu: Optional[Process], this: Here) -> Opti
                 if error.code in OWNED | OWNER_SILENT | MOMENT | HELD_HERE:
                     return None
                 raise
-            lver = 0
+            orphan = {lock.name: lock for lock in client.orphans(this.store.lockspace)}.get(place.name)
+            if orphan is None or orphan.shared != shared:
+                return None  # it is gone by now, or another one: what we have must not be dropped for it
+            lver = orphan.lver
     if qemu is None:
-        found = {lock.name: lock for lock in client.orphans(this.store.lockspace)}
-        return found[place.name].lver if not lver and place.name in found else lver
+        return lver
     end = time.monotonic() + _SETTLES
     while True:
         try:

@@ -134,6 +134,8 @@ def _take_one(
 ) -> Want:
     claim = want.claim
     holders = local(claim, others, this.host_id)
+    # One that has come here and has the ticket alone: the lease is the source's, and there is nothing to share.
+    holders += local(claim._replace(mode=Mode.EXCLUSIVE), _on_tickets(claim.identity, others), this.host_id)
     if holders:
         raise InUse(claim, holders)
     if not any(has(other, claim.identity, this) for other in others):
@@ -153,6 +155,14 @@ def has(other: Instance, identity: str, this: Here) -> bool:
         and other.generation == this.generation
         and any(want.claim.identity == identity and not want.missing for want in other.wants)
     )
+
+
+def _on_tickets(identity: str, others: Iterable[Instance]) -> List[Instance]:
+    return [
+        other
+        for other in others
+        if any(want.claim.identity == identity and want.ticket is not None and want.lver is None for want in other.wants)
+    ]
 
 
 # -- a start that begins here ------------------------------------------------------------------------------------------
@@ -327,19 +337,26 @@ def _cover(want: Want, source: Source, this: Here, connection: client.Connection
         theirs = [owner == source[:2] and note is not None and note.uuid == source.uuid for owner, note in owners]
         return "nobody" if not owners else "source" if all(theirs) else "other"
 
+    def drained_elsewhere() -> bool:
+        # QEMU at the source writes its cache out before it hands over; ours is the one that is written through.
+        hosts = {owner[0] for owner, _ in _owners(claim.identity, "drain", this)}
+        return bool(hosts - {source.host_id, this.host_id})
+
     end_of_patience = time.monotonic() + PATIENCE
     while True:
         has_lease, has_ticket = whose("lease"), whose("ticket")
         code = 0
         try:
-            if has_lease == "source" and has_ticket == "nobody":
+            if drained_elsewhere():
+                pass  # a dead guest's writes are on their way, and would come to lie over those of this one
+            elif has_lease == "source" and has_ticket == "nobody":
                 lver = connection.acquire(ticket, shared=False)
                 if whose("lease") != "other":
                     return want._replace(ticket=lver)
                 connection.release(ticket)
             elif has_lease == "nobody" and has_ticket in ("nobody", "source"):
                 lver = connection.acquire(lease, shared=shared)
-                if whose("ticket") == has_ticket:
+                if whose("ticket") == has_ticket and not drained_elsewhere():
                     other = has_ticket == "nobody" and source.has_another(claim) and claim.what.startswith("disk")
                     return want._replace(lver=lver, other_disk=other)
                 connection.release(lease, shared=shared)
@@ -353,11 +370,16 @@ def _cover(want: Want, source: Source, this: Here, connection: client.Connection
             raise _meaning(code, claim, lease, [], this)
         holders = [
             holder
-            for slot in ("lease", "ticket")
+            for slot in ("lease", "ticket", "drain")
             for holder in try_anywhere(claim.identity, this.store, this.states, slot)
             if not (shared and holder.shared)
+            if slot != "drain" or holder.host_id not in (source.host_id, this.host_id)
         ]
-        strangers = [holder for holder in holders if holder.uuid is not None and holder.uuid != source.uuid]
+        strangers = [
+            holder
+            for holder in holders
+            if holder.slot != "drain" and holder.uuid is not None and holder.uuid != source.uuid
+        ]
         # Both the source's: it drops the ticket this moment. A note may lag behind its lease by as much.
         if strangers or time.monotonic() > end_of_patience:
             raise InUse(claim, strangers or holders)
