@@ -121,9 +121,9 @@ def _make_good(instance_id: str) -> None:
     from vmguard.surprise import look
 
     while True:
-        one = instance.load(instance_id + ".json")
-        qemu = qemu_of(one) if one is not None and one.state == "held" else None
-        if one is None or qemu is None:
+        held = instance.load(instance_id + ".json")
+        qemu = qemu_of(held) if held is not None and held.state == "held" else None
+        if held is None or qemu is None:
             return
         try:
             with hostlock.held():
@@ -135,7 +135,7 @@ def _make_good(instance_id: str) -> None:
             break
         except Refused as error:
             # As in `started`: its lease is lost, or a second writer is proven.
-            events.record("ended", sentence(error, one.name), domain=one.name, uuid=one.uuid, pid=qemu.pid)
+            events.record("ended", sentence(error, held.name), domain=held.name, uuid=held.uuid, pid=qemu.pid)
             if host.alive(qemu):
                 os.kill(qemu.pid, signal.SIGKILL)
             return
