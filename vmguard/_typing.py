@@ -57,6 +57,9 @@ else:
     def _asdict(self):
         return dict(zip(self._fields, self))
 
+    def _getnewargs(self):
+        return tuple(self)
+
     def _repr(self):
         return f"{type(self).__name__}({', '.join(map('{}={!r}'.format, self._fields, self))})"
 
@@ -74,7 +77,7 @@ else:
             for number, field in enumerate(fields):
                 members[field] = _tuplegetter(number, "")
             members.update(__new__=new, __slots__=(), _fields=fields, _field_defaults=defaults)
-            members.update(_replace=_replace, _asdict=_asdict, __getnewargs__=tuple)
+            members.update(_replace=_replace, _asdict=_asdict, __getnewargs__=_getnewargs)
             members.setdefault("__repr__", _repr)
             return type(name, (tuple,), members)
 

@@ -40,10 +40,10 @@ def main(words: Sequence[str]) -> int:
     disks = [int(number) for number in chosen.disks.split(",")]
     began = time.monotonic()
     hosts.sweep()
-    guarded = Guarded("guarded", hosts=2)
+    guarded = Guarded("bench-guarded", hosts=2)
     clusters: measures.Clusters = {
-        "bare": Bare("bare", hosts=2),
-        "plugin": Plugin("plugin", hosts=2),
+        "bare": Bare("bench-bare", hosts=2),
+        "plugin": Plugin("bench-plugin", hosts=2),
         "guarded": guarded,
     }
     results: List[measures.Result] = []
