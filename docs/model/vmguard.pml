@@ -32,7 +32,7 @@
  * sanlock and for us, so a rejoin simply frees it. The note speaks only of the present owner and version: it is gone
  * with each acquire. */
 typedef Slot {
-    unsigned owner : 2;
+    unsigned owner : 2 = NOBODY;
     bit qemus;                  /* owned by QEMU's process; else an orphan of its host */
     unsigned note : 2           /* the guest that it names */
 }
@@ -59,8 +59,8 @@ Slot lease, ticket;
 #define PAUSED 3
 
 typedef Host {
-    bit up;
-    bit libvirtd;
+    bit up = 1;
+    bit libvirtd = 1;
     unsigned space : 2;
     unsigned at : 5;            /* the next step of the hook, join or handover that has the host lock; IDLE: nobody */
 
@@ -108,12 +108,10 @@ bit over;                       /* the end game was played */
 #define PREPARE_LOOK 2
 #define PREPARE_BACK 3
 #define PREPARE_HELD 4
-#define PREPARE_YES 5
 #define BESIDE_TAKE 6
 #define BESIDE_LOOK_LEASE 7
 #define BESIDE_LOOK_TICKET 8
 #define BESIDE_BACK 9
-#define STARTED 10
 #define HANDOVER_ADOPT 11
 #define HANDOVER_DROP 12
 #define END_TICKET 13
@@ -150,24 +148,35 @@ inline begins_to_write(h) {
 }
 
 /* ------------------------------------------------------------------------------------------------ sanlock's part --- */
-#define grow(k, grew) \
+#define counts(k) (host[k].record != NO_RECORD && (host[k].record != RUNNING || host[k].qemu != NO_QEMU))
+#define lease_grows(k) \
     if \
-    :: (host[k].record != NO_RECORD && (host[k].has_lease || host[k].has_ticket) && host[k].grew < 2) -> host[k].grew++ \
+    :: (counts(k) && (host[k].has_lease || host[k].has_ticket) && host[k].lease_grew < 2) -> host[k].lease_grew++ \
+    :: else \
+    fi
+#define ticket_grows(k) \
+    if \
+    :: (counts(k) && host[k].has_ticket && host[k].ticket_grew < 2) -> host[k].ticket_grew++ \
     :: else \
     fi
 inline acquire_lease(h) {
     lease.owner = h; lease.qemus = 0; lease.note = 0;
-    grow(0, lease_grew); grow(1, lease_grew); grow(2, lease_grew)
+    lease_grows(0); lease_grows(1); lease_grows(2)
 }
 inline acquire_ticket(h) {
     ticket.owner = h; ticket.qemus = 0; ticket.note = 0;
-    grow(0, ticket_grew); grow(1, ticket_grew); grow(2, ticket_grew)
+    ticket_grows(0); ticket_grows(1); ticket_grows(2)
 }
 inline free(slot) { slot.owner = NOBODY; slot.qemus = 0; slot.note = 0 }
 inline give_back(slot, h) { if :: slot.owner == h -> free(slot) :: else fi }
 /* QEMU ends. sanlock frees what is QEMU's own, if it is in a state to write that down. */
 inline end_qemu(h) {
     host[h].qemu = NO_QEMU; host[h].frozen = 0; host[h].stale = 0; host[h].registered = 0; host[h].due = 0;
+    /* What nobody asks for any more is set to one value, here and elsewhere: the fewer states there are. */
+    if
+    :: host[h].record == RUNNING -> host[h].lease_grew = 0; host[h].ticket_grew = 0; host[h].has_lease = 1; host[h].orphans = 0
+    :: else
+    fi;
     if
     :: host[h].space == MEMBER ->
         if :: lease.owner == h && lease.qemus -> free(lease) :: else fi;
@@ -208,6 +217,14 @@ inline power_off(h) {
     host[h].mark = 0; host[h].cold = 0
 #endif
 }
+inline take_lease(h) {
+    acquire_lease(h); host[h].has_lease = 1; host[h].lease_grew = 0;
+#if defined(BROKEN_NO_TICKET_LOOK) || defined(BROKEN_LOOK_BEFORE_ONLY)
+    go(h, PREPARE_HELD)
+#else
+    go(h, PREPARE_LOOK)
+#endif
+}
 inline begin_prepare(h, who) {
     host[h].record = INTENT; host[h].guest = who; host[h].mine = 1;
 #ifdef BROKEN_GONE_BY_STATE
@@ -216,16 +233,28 @@ inline begin_prepare(h, who) {
 #ifdef OFFLINE
     host[h].cold = 1;
 #endif
+    /* The intent and the acquire are one step here: an intent with nothing taken is the same as none. */
 #ifdef BROKEN_LOOK_BEFORE_ONLY
-    go(h, PREPARE_BEFORE);
+    go(h, PREPARE_BEFORE)
+#elif defined(BROKEN_MARK_BY_UUID)
+    if
+    :: who == G && host[h].mark -> host[h].mark = 0; host[h].coming = 1; go(h, BESIDE_TAKE)
+    :: else -> go(h, PREPARE_TAKE)
+    fi
+#elif defined(BROKEN_GONE_BY_STATE)
+    go(h, PREPARE_TAKE)
 #else
-    go(h, PREPARE_TAKE);
-#endif
-#ifdef BROKEN_MARK_BY_UUID
-    if :: who == G && host[h].mark -> host[h].mark = 0; host[h].coming = 1; go(h, BESIDE_TAKE) :: else fi
+    if :: lease.owner == h -> free(lease) :: else fi;   /* a leftover that no record wants */
+    take_lease(h)
 #endif
 }
 #define may_begin(h) (calm(h) && host[h].libvirtd && host[h].record == NO_RECORD && host[h].qemu == NO_QEMU && host[h].space == MEMBER)
+/* Others refuse without a trace. */
+#if defined(BROKEN_LOOK_BEFORE_ONLY) || defined(BROKEN_MARK_BY_UUID) || defined(BROKEN_GONE_BY_STATE)
+#define may_take(h) true
+#else
+#define may_take(h) (lease.owner == NOBODY || lease.owner == h)
+#endif
 inline begin_coming(h, from) {
     host[h].record = INTENT; host[h].guest = G; host[h].mine = 1; host[h].coming = 1;
     moving = COPIES; source = from; target = h;
@@ -262,6 +291,12 @@ inline begin_coming(h, from) {
 #else
 #define holds_up_join(h) is_starting(h)
 #endif
+/* USED_BY_ORPHANS: the watchdog resets a host whose lockspace is lost, for the sake of a guest whose leases are the host's. */
+#ifdef ASBUILT_START_UNWATCHED
+#define is_watched(h) host[h].watched
+#else
+#define is_watched(h) (host[h].watched || host[h].record == INTENT || host[h].record == HELD)
+#endif
 #ifdef NO_WATCHDOG
 #define can_expire(h) (host[h].space == OUT || host[h].space == DOWN)
 #else
@@ -283,53 +318,48 @@ inline adopt_ticket(h) {
 #define lost(slot, h, has, grew) (has && (slot.owner != h || grew != 0))
 #endif
 
+inline retake(h) { if :: host[h].has_ticket -> go(h, JOIN_TICKET) :: else -> go(h, JOIN_LEASE) fi }
+
+/* For a reader of a counterexample. */
+#define say(what) printf(what, 65 + h)
+
 active [3] proctype Machine() {
 #define h _pid
 #define me host[_pid]
-    d_step { me.up = 1; me.libvirtd = 1; if :: h == 0 -> free(lease); free(ticket) :: else fi };
-    (host[0].up && host[1].up && host[2].up);
-    do
+end:do
     /* ==================================================================== prepare: a start that begins here === */
-    :: d_step { may_begin(h) && in(COLD_G, h) -> begin_prepare(h, G) }
-    :: d_step { may_begin(h) && in(COLD_X, h) -> begin_prepare(h, X) }
+    :: d_step { may_begin(h) && in(COLD_G, h) && may_take(h) -> say("%c: start G\n"); begin_prepare(h, G) }
+    :: d_step { may_begin(h) && in(COLD_X, h) && may_take(h) -> say("%c: start X\n"); begin_prepare(h, X) }
 #ifdef BROKEN_LOOK_BEFORE_ONLY
-    :: d_step { step(h, PREPARE_BEFORE) -> if :: ticket.owner == NOBODY -> go(h, PREPARE_TAKE) :: else -> refuse(h) fi }
+    :: d_step { step(h, PREPARE_BEFORE) -> say("%c: looks at the ticket before\n"); if :: ticket.owner == NOBODY -> go(h, PREPARE_TAKE) :: else -> refuse(h) fi }
 #endif
-    :: d_step { step(h, PREPARE_TAKE) ->
+    :: d_step { step(h, PREPARE_TAKE) -> say("%c: acquires the lease\n");
         if
-        :: me.space == MEMBER && lease.owner == NOBODY ->
-            acquire_lease(h); me.has_lease = 1; me.lease_grew = 0;
-#ifdef BROKEN_NO_TICKET_LOOK
-            go(h, PREPARE_HELD)
-#elif defined(BROKEN_LOOK_BEFORE_ONLY)
-            go(h, PREPARE_HELD)
-#else
-            go(h, PREPARE_LOOK)
-#endif
+        :: me.space == MEMBER && lease.owner == NOBODY -> take_lease(h)
         :: me.space == MEMBER && lease.owner == h -> free(lease)   /* a leftover that no record wants */
         :: else -> refuse(h)
         fi }
-    :: d_step { step(h, PREPARE_LOOK) ->
+    :: d_step { step(h, PREPARE_LOOK) -> say("%c: looks at the ticket\n");
         if
         :: is_free(ticket, h) -> go(h, PREPARE_HELD)
         :: !is_free(ticket, h) && ticket.owner == h && me.space == MEMBER ->
             free(ticket); free(lease); forget_versions(h); go(h, PREPARE_TAKE)
         :: else -> go(h, PREPARE_BACK)
         fi }
-    :: d_step { step(h, PREPARE_BACK) ->
+    :: d_step { step(h, PREPARE_BACK) -> say("%c: gives the lease back and refuses\n");
         if
         :: me.space == MEMBER -> give_back(lease, h); refuse(h)
         :: else -> idle(h)                                          /* the intent stays, for a sweep */
         fi }
 
     /* ============================================================== prepare: a guest that migrates in (nonce) === */
-    :: d_step { may_begin(h) && in(COME_G, h) && moving == NONE && h != 0 && can_leave(0) -> begin_coming(h, 0) }
-    :: d_step { may_begin(h) && in(COME_G, h) && moving == NONE && h != 1 && can_leave(1) -> begin_coming(h, 1) }
-    :: d_step { may_begin(h) && in(COME_G, h) && moving == NONE && h != 2 && can_leave(2) -> begin_coming(h, 2) }
+    :: d_step { may_begin(h) && in(COME_G, h) && moving == NONE && h != 0 && can_leave(0) -> say("%c: G is to come from A\n"); begin_coming(h, 0) }
+    :: d_step { may_begin(h) && in(COME_G, h) && moving == NONE && h != 1 && can_leave(1) -> say("%c: G is to come from B\n"); begin_coming(h, 1) }
+    :: d_step { may_begin(h) && in(COME_G, h) && moving == NONE && h != 2 && can_leave(2) -> say("%c: G is to come from C\n"); begin_coming(h, 2) }
 #ifdef FROM_OUTSIDE
-    :: d_step { may_begin(h) && in(COME_G, h) && moving == NONE && is_nowhere(G) -> begin_coming(h, OUTSIDE) }
+    :: d_step { may_begin(h) && in(COME_G, h) && moving == NONE && is_nowhere(G) -> say("%c: G is to come from elsewhere\n"); begin_coming(h, OUTSIDE) }
 #endif
-    :: d_step { step(h, BESIDE_TAKE) ->
+    :: d_step { step(h, BESIDE_TAKE) -> say("%c: incoming: acquires the ticket or the lease\n");
         if
         :: me.space != MEMBER -> refuse(h)
         :: me.space == MEMBER && (lease.owner == h || ticket.owner == h) -> give_back(lease, h); give_back(ticket, h)
@@ -339,47 +369,44 @@ active [3] proctype Machine() {
             acquire_lease(h); me.has_lease = 1; me.lease_grew = 0; go(h, BESIDE_LOOK_TICKET)
         :: else -> refuse(h)
         fi }
-    :: d_step { step(h, BESIDE_LOOK_LEASE) ->
+    :: d_step { step(h, BESIDE_LOOK_LEASE) -> say("%c: incoming: has the ticket, looks at the lease\n");
         if
         :: lease.owner == NOBODY || of_source(lease, h) -> me.lease_grew = 0; go(h, PREPARE_HELD)
         :: else -> go(h, BESIDE_BACK)
         fi }
-    :: d_step { step(h, BESIDE_LOOK_TICKET) ->
+    :: d_step { step(h, BESIDE_LOOK_TICKET) -> say("%c: incoming: has the lease, looks at the ticket\n");
         if
         :: ticket.owner == NOBODY || of_source(ticket, h) -> go(h, PREPARE_HELD)
         :: else -> go(h, BESIDE_BACK)
         fi }
-    :: d_step { step(h, BESIDE_BACK) ->
+    :: d_step { step(h, BESIDE_BACK) -> say("%c: incoming: gives back and refuses\n");
         if
         :: me.space == MEMBER -> give_back(lease, h); give_back(ticket, h); refuse(h)
         :: else -> idle(h)
         fi }
 
     /* ================================================================================ prepare: the end of both === */
-    :: d_step { step(h, PREPARE_HELD) ->
+    :: d_step { step(h, PREPARE_HELD) -> say("%c: record: held; note\n");
         if :: me.has_lease && lease.owner == h -> lease.note = me.guest :: else fi;
         if :: me.has_ticket && ticket.owner == h -> ticket.note = me.guest :: else fi;
-        me.record = HELD;
-        go(h, PREPARE_YES) }
-    :: d_step { step(h, PREPARE_YES) -> me.yes = (me.mine && me.libvirtd); idle(h) }
+        me.record = HELD; me.yes = (me.mine && me.libvirtd); idle(h) }
 
     /* ================================================================================ libvirt starts QEMU, or not === */
-    :: d_step { !over && me.yes && is_cold(h) ->
+    :: d_step { !over && me.yes && is_cold(h) -> say("%c: QEMU starts, vCPUs run\n");
         me.yes = 0; me.due = 1; me.registered = 1; me.qemu = RUNS;  /* vCPUs run before `started` */
         if :: !newborn(h) -> begins_to_write(h) :: else fi }
-    :: d_step { !over && me.yes && !is_cold(h) && target == h -> me.yes = 0; me.due = 1; me.registered = 1; me.qemu = INCOMING }
-    :: d_step { !over && me.yes -> me.yes = 0 }
-    :: d_step { !over && me.qemu != NO_QEMU -> end_qemu(h) }
+    :: d_step { !over && me.yes && !is_cold(h) && target == h -> say("%c: QEMU starts with -incoming\n"); me.yes = 0; me.due = 1; me.registered = 1; me.qemu = INCOMING }
+    :: d_step { !over && me.yes -> say("%c: libvirt gives the start up\n"); me.yes = 0 }
+    :: d_step { !over && me.qemu != NO_QEMU -> say("%c: QEMU ends\n"); end_qemu(h) }
 
     /* ================================================== started; the same by a sweep, when its libvirtd has gone === */
-    :: d_step { calm(h) && me.libvirtd && me.due ->
-        if :: me.record == HELD -> go(h, STARTED) :: else -> me.due = 0 fi }
-    :: d_step { calm(h) && me.space == MEMBER && me.record == HELD && me.qemu != NO_QEMU && !me.mine -> go(h, STARTED) }
-    :: d_step { step(h, STARTED) ->
+    :: d_step { calm(h) && me.libvirtd && me.due && me.record != HELD -> me.due = 0 }   /* a join has seen to it */
+    :: d_step { calm(h) && me.record == HELD && me.qemu != NO_QEMU && ((me.libvirtd && me.due) || (!me.mine && me.space == MEMBER)) ->
+        say("%c: started (or a sweep): the leases become QEMU's\n");
         if
-        :: me.qemu == NO_QEMU || me.space == DOWN -> skip           /* cannot tell: the leases stay the host's */
-        :: me.qemu != NO_QEMU && (me.space == LOSING || me.space == OUT) -> if :: me.due -> end_qemu(h) :: else fi
-        :: me.qemu != NO_QEMU && me.space == MEMBER ->
+        :: me.space == DOWN -> skip                                  /* cannot tell: the leases stay the host's */
+        :: me.space == LOSING || me.space == OUT -> if :: me.due -> end_qemu(h) :: else fi
+        :: me.space == MEMBER ->
             if :: me.has_ticket && me.registered -> adopt_ticket(h) :: else fi;
             if :: me.has_lease && me.registered -> adopt_lease(h) :: else fi;
             if
@@ -387,63 +414,70 @@ active [3] proctype Machine() {
                 if :: me.due -> end_qemu(h) :: else fi              /* only `started` ends a guest */
             :: else ->
                 if :: newborn(h) && me.qemu == RUNS -> begins_to_write(h) :: else fi;
-                me.record = RUNNING; me.orphans = !me.registered
+                me.record = RUNNING; me.orphans = !me.registered; me.mine = 0; me.coming = 0
             fi
         fi;
-        me.due = 0; idle(h) }
+        me.due = 0 }
 
     /* ============================================================================================== handover === */
     :: d_step { calm(h) && me.space == MEMBER && me.record == RUNNING && me.has_ticket && me.qemu == RUNS &&
-                (lease.owner == NOBODY || lease.owner == h) ->
+                (lease.owner == NOBODY || lease.owner == h) -> say("%c: handover begins\n");
 #ifdef BROKEN_HANDOVER_DROPS_T_FIRST
-        give_back(ticket, h);
+        give_back(ticket, h); go(h, HANDOVER_TAKE) }
+#else
+        if :: lease.owner == NOBODY -> acquire_lease(h) :: else fi;
+        go(h, HANDOVER_ADOPT) }
 #endif
-        go(h, HANDOVER_TAKE) }
-    :: d_step { step(h, HANDOVER_TAKE) ->
+    :: d_step { step(h, HANDOVER_TAKE) -> say("%c: handover: acquires the lease\n");
         if
         :: me.space == MEMBER && lease.owner == NOBODY -> acquire_lease(h); go(h, HANDOVER_ADOPT)
         :: me.space == MEMBER && lease.owner == h -> go(h, HANDOVER_ADOPT)
         :: else -> idle(h)
         fi }
-    :: d_step { step(h, HANDOVER_ADOPT) ->
+    :: d_step { step(h, HANDOVER_ADOPT) -> say("%c: handover: the lease becomes QEMU's\n");
         if
         :: me.space == MEMBER && lease.owner == h && (me.orphans || me.registered) ->
             lease.qemus = !me.orphans; lease.note = me.guest; me.has_lease = 1; me.lease_grew = 0;
             go(h, HANDOVER_DROP)
         :: else -> idle(h)                                          /* the lease stays an orphan, and is found again */
         fi }
-    :: d_step { step(h, HANDOVER_DROP) ->
+    :: d_step { step(h, HANDOVER_DROP) -> say("%c: handover: drops the ticket\n");
         if :: me.space == MEMBER -> give_back(ticket, h); me.has_ticket = 0; me.ticket_grew = 0 :: else fi;
         idle(h) }
 
     /* ======================================================================================= release, sweep === */
-    :: d_step { calm(h) && is_over(h) && me.space == MEMBER -> if :: me.old -> forget(h) :: else -> go(h, END_TICKET) fi }
+    :: d_step { calm(h) && is_over(h) && me.space == MEMBER -> say("%c: release or sweep begins\n");
+#ifdef ASBUILT_FORGETS_OLD
+        if :: me.old -> forget(h) :: else -> go(h, END_TICKET) fi }
+#else
+        if :: me.has_ticket || (me.record == INTENT && me.coming) -> go(h, END_TICKET) :: else -> go(h, END_LEASE) fi }
+        /* of an old membership too: a join may have died with some of it taken again */
+#endif
 #ifndef ASBUILT_RELEASE_NEEDS_MEMBER
     /* What it had ends with that membership. */
-    :: d_step { calm(h) && is_over(h) && (me.space == DOWN || me.space == OUT) -> forget(h) }
+    :: d_step { calm(h) && is_over(h) && (me.space == DOWN || me.space == OUT) -> say("%c: release by no member: the record is forgotten\n"); forget(h) }
 #endif
-    :: d_step { step(h, END_TICKET) ->
-        if :: me.space == MEMBER && (me.has_ticket || (me.record == INTENT && me.coming)) -> give_back(ticket, h) :: else fi;
-        if :: me.space == MEMBER -> go(h, END_LEASE) :: else -> idle(h) fi }
-    :: d_step { step(h, END_LEASE) ->
+    :: d_step { step(h, END_TICKET) -> say("%c: release: gives the ticket back\n");
+        if :: me.space == MEMBER -> give_back(ticket, h); go(h, END_LEASE) :: else -> idle(h) fi }
+    :: d_step { step(h, END_LEASE) -> say("%c: release: gives the lease back, forgets\n");
         if :: me.space == MEMBER -> give_back(lease, h); forget(h) :: else fi;
         idle(h) }
 
     /* ================================================================================================= join === */
-    :: d_step { calm(h) && must_join(h) && !holds_up_join(h) ->
+    :: d_step { calm(h) && must_join(h) && !holds_up_join(h) -> say("%c: join begins: freezes QEMU\n");
 #ifndef BROKEN_JOIN_NO_FREEZE
         if :: me.qemu != NO_QEMU && me.record != INTENT -> me.frozen = 1 :: else fi;
 #endif
-        if :: me.space == MEMBER -> go(h, JOIN_TICKET) :: else -> go(h, JOIN) fi }
-    :: d_step { step(h, JOIN) ->
+        if :: me.space == MEMBER -> retake(h) :: else -> go(h, JOIN) fi }
+    :: d_step { step(h, JOIN) -> say("%c: joins: all its leases are void\n");
         give_back(lease, h); give_back(ticket, h);                  /* void, for everybody, from now on */
         me.space = MEMBER; me.watched = 0; me.old = (me.record != NO_RECORD);
 #ifdef BROKEN_JOIN_NO_FREEZE
-        if :: me.qemu != NO_QEMU && me.record != INTENT -> go(h, JOIN_TICKET) :: else -> idle(h) fi }
+        if :: me.qemu != NO_QEMU && me.record != INTENT -> retake(h) :: else -> idle(h) fi }
 #else
-        if :: me.frozen -> go(h, JOIN_TICKET) :: else -> idle(h) fi }
+        if :: me.frozen -> retake(h) :: else -> idle(h) fi }
 #endif
-    :: d_step { step(h, JOIN_TICKET) ->
+    :: d_step { step(h, JOIN_TICKET) -> say("%c: join: acquires the ticket again\n");
         if
         :: me.qemu == NO_QEMU || me.space != MEMBER -> idle(h)
         :: me.qemu != NO_QEMU && me.space == MEMBER ->
@@ -453,7 +487,7 @@ active [3] proctype Machine() {
             :: else -> go(h, JOIN_LEASE)
             fi
         fi }
-    :: d_step { step(h, JOIN_LEASE) ->
+    :: d_step { step(h, JOIN_LEASE) -> say("%c: join: acquires the lease again\n");
         if
         :: me.qemu == NO_QEMU || me.space != MEMBER -> idle(h)
         :: me.qemu != NO_QEMU && me.space == MEMBER ->
@@ -464,11 +498,14 @@ active [3] proctype Machine() {
             /* Who came in by the lease did not touch the ticket. */
             :: !me.has_lease && me.lease_grew != 0 -> end_qemu(h); idle(h)
 #endif
-            :: else -> go(h, JOIN_LET_GO)
+            :: else -> me.watched = 1; go(h, JOIN_LET_GO)
             fi
         fi }
-    :: d_step { step(h, JOIN_LET_GO) ->
-        me.record = RUNNING; me.old = 0; me.orphans = 1; me.watched = 1; me.lease_grew = 0; me.ticket_grew = 0;
+    :: d_step { step(h, JOIN_LET_GO) -> say("%c: join: lets QEMU go on\n");
+        me.record = RUNNING; me.old = 0; me.orphans = 1; me.mine = 0; me.coming = 0;
+        /* The versions recorded are those that the join itself acquired; of a lease that is the source's, still the old one. */
+        if :: me.has_ticket && me.ticket_grew > 0 -> me.ticket_grew-- :: else fi;
+        if :: me.has_lease && me.lease_grew > 0 -> me.lease_grew-- :: else fi;
         if :: me.has_lease && lease.owner == h -> lease.note = me.guest :: else fi;
         if :: me.has_ticket && ticket.owner == h -> ticket.note = me.guest :: else fi;
         me.frozen = 0;
@@ -477,14 +514,14 @@ active [3] proctype Machine() {
 
     /* ============================================================================================ migration === */
     :: d_step { !over && moving == COPIES && target == h && source != OUTSIDE && me.qemu == INCOMING && !me.due &&
-                host[source].qemu == RUNS && !host[source].frozen ->
+                host[source].qemu == RUNS && !host[source].frozen -> say("%c: G stops at its source\n");
         host[source].qemu = PAUSED; moving = STOPPED }
     :: d_step { !over && target == h && me.qemu == INCOMING && !me.due && !me.frozen &&
-                (moving == STOPPED || (moving == COPIES && source == OUTSIDE)) ->
+                (moving == STOPPED || (moving == COPIES && source == OUTSIDE)) -> say("%c: G runs here now\n");
         me.qemu = RUNS; begins_to_write(h);
         moving = NONE; source = NOBODY; target = NOBODY }
     /* It fails: QEMU at the target ends first, then the source goes on. */
-    :: d_step { !over && target == h && !(me.record == INTENT && me.at != IDLE) ->
+    :: d_step { !over && target == h && !(me.record == INTENT && me.at != IDLE) -> say("%c: the migration to here fails\n");
         if :: me.qemu == INCOMING -> end_qemu(h) :: else fi;
         if :: me.coming -> me.yes = 0 :: else fi;
         if
@@ -496,29 +533,30 @@ active [3] proctype Machine() {
         fi;
         moving = NONE; source = NOBODY; target = NOBODY }
 #ifdef OFFLINE
-    :: d_step { calm(h) && !me.mark && in(COME_G, h) -> me.mark = 1 }
+    :: d_step { calm(h) && !me.mark && in(COME_G, h) -> say("%c: an offline migration leaves its mark\n"); me.mark = 1 }
 #endif
 
     /* =============================================================================================== faults === */
-    :: d_step { !over && faults > 0 && me.at != IDLE ->             /* the hook, join or handover dies */
+    :: d_step { !over && faults > 0 && me.at != IDLE -> say("%c: FAULT: the hook (join, handover) dies\n");             /* the hook, join or handover dies */
         faults--;
-        if :: me.at == STARTED -> me.due = 0 :: else fi;
         idle(h) }
-    :: d_step { !over && faults > 0 && me.libvirtd -> faults--; me.libvirtd = 0; me.mine = 0; me.yes = 0; me.due = 0 }
-    :: d_step { !over && me.up && !me.libvirtd -> me.libvirtd = 1 }
-    :: d_step { !over && faults > 0 && me.up -> faults--; power_off(h) }
-    :: d_step { !over && !me.up -> me.up = 1; me.libvirtd = 1 }
-    :: d_step { !over && faults > 0 && me.space == MEMBER -> faults--; me.space = DOWN; me.registered = 0 }
-    :: d_step { !over && me.space == DOWN -> power_off(h) }         /* the watchdog */
-    :: d_step { !over && faults > 0 && me.space == MEMBER -> faults--; me.space = LOSING }
-    :: d_step { !over && me.space == LOSING ->                      /* sanlock ends who has leases, then gives up */
+    :: d_step { !over && faults > 0 && me.due -> say("%c: FAULT: the started hook dies\n"); faults--; me.due = 0 }
+    :: d_step { !over && faults > 0 && me.libvirtd -> say("%c: FAULT: libvirtd dies\n"); faults--; me.libvirtd = 0; me.mine = 0; me.yes = 0; me.due = 0 }
+    :: d_step { !over && me.up && !me.libvirtd -> say("%c: libvirtd is back\n"); me.libvirtd = 1 }
+    :: d_step { !over && faults > 0 && me.up -> say("%c: FAULT: power cut\n"); faults--; power_off(h) }
+    :: d_step { !over && !me.up -> say("%c: boots\n"); me.up = 1; me.libvirtd = 1 }
+    :: d_step { !over && faults > 0 && me.space == MEMBER -> say("%c: FAULT: sanlock's daemon dies\n"); faults--; me.space = DOWN; me.registered = 0 }
+    :: d_step { !over && me.space == DOWN -> say("%c: the watchdog resets the host\n"); power_off(h) }         /* the watchdog */
+    :: d_step { !over && faults > 0 && me.space == MEMBER -> say("%c: FAULT: the store is away\n"); faults--; me.space = LOSING }
+    :: d_step { !over && me.space == LOSING -> say("%c: sanlock ends QEMU or gives up\n");                      /* sanlock ends who has leases, then gives up */
         if
         :: me.qemu != NO_QEMU && ((lease.owner == h && lease.qemus) || (ticket.owner == h && ticket.qemus)) -> end_qemu(h)
-        :: else -> if :: me.watched -> power_off(h) :: else -> me.space = OUT fi
+        :: else -> if :: is_watched(h) -> power_off(h) :: else -> me.space = OUT fi
         fi }
     /* sanlock on the other hosts: this one is dead now. Never while a start is under way: that takes less time. */
     :: d_step { !over && can_expire(h) && (!me.up || (me.at == IDLE && !me.yes && !me.due)) &&
                 (lease.owner == h || ticket.owner == h) ->
+        say("%c: is dead for the others: its leases are free\n");
         give_back(lease, h); give_back(ticket, h) }
     od
 }
@@ -526,7 +564,7 @@ active [3] proctype Machine() {
 #undef me
 
 /* The end game, possible at any moment: all guests are gone for good, every hook that was at work has died, nobody fails
- * any more. Hosts that are down stay down. The others do what their next hook call, join and `vmguard gc` do. */
+ * any more. Hosts that are down stay down. The others do what their next hook call or join does. */
 inline last_act(h) {
     end_qemu(h); host[h].at = IDLE; host[h].yes = 0;
     if
@@ -535,7 +573,11 @@ inline last_act(h) {
     :: else ->
 #ifndef BROKEN_NO_SWEEP
         if
+#ifdef ASBUILT_FORGETS_OLD
         :: host[h].record == NO_RECORD || host[h].old -> skip
+#else
+        :: host[h].record == NO_RECORD -> skip
+#endif
         :: else ->
             if
             :: host[h].has_ticket || (host[h].record == INTENT && host[h].coming) -> give_back(ticket, h)
@@ -544,17 +586,13 @@ inline last_act(h) {
             give_back(lease, h)
         fi;
 #endif
-#ifndef NO_GC
-        give_back(lease, h); give_back(ticket, h);
-#endif
         forget(h)
     fi
 }
 
 #define ok() (!two_write(0, 1) && !two_write(0, 2) && !two_write(1, 2) && !bare(0) && !bare(1) && !bare(2))
 active proctype Judge() {
-    (host[0].up && host[1].up && host[2].up);
-    do
+end:do
     :: d_step { !over && (two_write(0, 1) || two_write(0, 2) || two_write(1, 2)) -> assert(false) } /* property 1 */
     :: d_step { !over && (bare(0) || bare(1) || bare(2)) -> assert(false) }                         /* property 2 */
 #ifdef ENDGAME
