@@ -453,10 +453,8 @@ end:do
         if :: me.has_ticket || (me.record == INTENT && me.coming) -> go(h, END_TICKET) :: else -> go(h, END_LEASE) fi }
         /* of an old membership too: a join may have died with some of it taken again */
 #endif
-#ifndef ASBUILT_RELEASE_NEEDS_MEMBER
     /* What it had ends with that membership. */
     :: d_step { calm(h) && is_over(h) && (me.space == DOWN || me.space == OUT) -> say("%c: release by no member: the record is forgotten\n"); forget(h) }
-#endif
     :: d_step { step(h, END_TICKET) -> say("%c: release: gives the ticket back\n");
         if :: me.space == MEMBER -> give_back(ticket, h); go(h, END_LEASE) :: else -> idle(h) fi }
     :: d_step { step(h, END_LEASE) -> say("%c: release: gives the lease back, forgets\n");
