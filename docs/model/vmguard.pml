@@ -172,6 +172,10 @@ inline give_back(slot, h) { if :: slot.owner == h -> free(slot) :: else fi }
 /* QEMU ends. sanlock frees what is QEMU's own, if it is in a state to write that down. */
 inline end_qemu(h) {
     host[h].qemu = NO_QEMU; host[h].frozen = 0; host[h].stale = 0; host[h].registered = 0; host[h].due = 0;
+    if                              /* a migration is one of this very QEMU; once that has stopped, all has been sent */
+    :: moving == COPIES && source == h -> moving = NONE; source = NOBODY; target = NOBODY
+    :: else
+    fi;
     /* What nobody asks for any more is set to one value, here and elsewhere: the fewer states there are. */
     if
     :: host[h].record == RUNNING -> host[h].lease_grew = 0; host[h].ticket_grew = 0; host[h].has_lease = 1; host[h].orphans = 0
@@ -195,7 +199,10 @@ inline forget_versions(h) {
 inline forget(h) {
     forget_versions(h);
     host[h].record = NO_RECORD; host[h].guest = 0; host[h].coming = 0; host[h].mine = 0; host[h].old = 0;
-    host[h].orphans = 0; host[h].yes = 0
+    host[h].orphans = 0; host[h].yes = 0;
+#ifdef OFFLINE
+    host[h].cold = 0
+#endif
 }
 #ifdef OFFLINE
 #define is_cold(h) (!host[h].coming || host[h].cold)
@@ -214,7 +221,7 @@ inline power_off(h) {
     end_qemu(h); forget(h); idle(h);
     host[h].up = 0; host[h].libvirtd = 0; host[h].watched = 0; host[h].space = OUT;
 #ifdef OFFLINE
-    host[h].mark = 0; host[h].cold = 0
+    host[h].mark = 0
 #endif
 }
 inline take_lease(h) {
@@ -395,7 +402,7 @@ end:do
     :: d_step { !over && me.yes && is_cold(h) -> say("%c: QEMU starts, vCPUs run\n");
         me.yes = 0; me.due = 1; me.registered = 1; me.qemu = RUNS;  /* vCPUs run before `started` */
         if :: !newborn(h) -> begins_to_write(h) :: else fi }
-    :: d_step { !over && me.yes && !is_cold(h) && target == h -> say("%c: QEMU starts with -incoming\n"); me.yes = 0; me.due = 1; me.registered = 1; me.qemu = INCOMING }
+    :: d_step { !over && me.yes && !is_cold(h) -> say("%c: QEMU starts with -incoming\n"); me.yes = 0; me.due = 1; me.registered = 1; me.qemu = INCOMING }
     :: d_step { !over && me.yes -> say("%c: libvirt gives the start up\n"); me.yes = 0 }
     :: d_step { !over && me.qemu != NO_QEMU -> say("%c: QEMU ends\n"); end_qemu(h) }
 
