@@ -232,10 +232,11 @@ inline take_lease(h) {
     go(h, PREPARE_LOOK)
 #endif
 }
+#define is_dead(k) (host[k].space == OUT && lease.owner != k && ticket.owner != k)
 inline begin_prepare(h, who) {
     host[h].record = INTENT; host[h].guest = who; host[h].mine = 1;
 #ifdef BROKEN_GONE_BY_STATE
-    host[h].thinks_gone = (host[0].space == OUT) + 2 * (host[1].space == OUT) + 4 * (host[2].space == OUT);
+    host[h].thinks_gone = is_dead(0) + 2 * is_dead(1) + 4 * is_dead(2);
 #endif
 #ifdef OFFLINE
     host[h].cold = 1;
