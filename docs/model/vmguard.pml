@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * The protocol of vmguard (vmguard/guard.py) for one disk and three hosts, for the model checker spin. README.md in this
- * folder says what is modelled, what is left out, and why that is sound; ./check runs all variants.
+ * The protocol of vmguard (vmguard/guard.py) for one disk and three hosts, for the model checker spin. README.md in
+ * this folder says what is modelled, what is left out, and why that is sound; ./check runs all variants.
  *
  * Everything is a step of one host: `hook` steps under its host lock, and what befalls it from outside. A step touches
  * one lease at most once, as in the code; between any two steps every other host may act and the hook may die.
  */
 
-/* ------------------------------------------------------------------------------------------------ configurations --- */
+/* ---------------------------------------------------------------------------------------------- configurations --- */
 #ifndef FAULTS
 #define FAULTS 1                /* deaths of hooks, daemons, hosts, and losses of storage, in one run */
 #endif
@@ -23,11 +23,11 @@
 #define in(mask, h) ((mask >> h) & 1)
 
 #define NOBODY 3                /* as a host */
-#define OUTSIDE 3               /* as the source of a migration: G runs somewhere without this disk (virsh migrate --xml) */
+#define OUTSIDE 3               /* as the source of a migration: G runs somewhere, without this disk */
 #define G 1                     /* guests; 0 is none */
 #define X 2
 
-/* ---------------------------------------------------------------------------------------------------- the leases --- */
+/* -------------------------------------------------------------------------------------------------- the leases --- */
 /* One resource of sanlock. free: owner is NOBODY. What an earlier membership of a host left behind counts as free, for
  * sanlock and for us, so a rejoin simply frees it. The note speaks only of the present owner and version: it is gone
  * with each acquire. */
@@ -38,9 +38,9 @@ typedef Slot {
 }
 Slot lease, ticket;
 
-/* ----------------------------------------------------------------------------------------------------- the hosts --- */
-/* This host in the lockspace: a member; its sanlock daemon is dead, or back and not joined again; the store is away, and
- * sanlock ends who has leases; no member, known to itself. */
+/* --------------------------------------------------------------------------------------------------- the hosts --- */
+/* This host in the lockspace: a member; its sanlock daemon is dead, or back and not joined again; the store is away,
+ * and sanlock ends who has leases; no member, known to itself. */
 #define MEMBER 0
 #define DOWN 1
 #define LOSING 2
@@ -102,16 +102,18 @@ unsigned target : 2 = NOBODY;
 unsigned faults : 2 = FAULTS;
 bit over;                       /* the end game was played */
 
-/* --------------------------------------------------------------------------------- the steps of a hook, by name --- */
+/* -------------------------------------------------------------------------------- the steps of a hook, by name --- */
 #define IDLE 0
-#define PREPARE_TAKE 1
-#define PREPARE_LOOK 2
-#define PREPARE_BACK 3
-#define PREPARE_HELD 4
+#define PREPARE_BEFORE 1
+#define PREPARE_TAKE 2
+#define PREPARE_LOOK 3
+#define PREPARE_BACK 4
+#define PREPARE_HELD 5
 #define BESIDE_TAKE 6
 #define BESIDE_LOOK_LEASE 7
 #define BESIDE_LOOK_TICKET 8
 #define BESIDE_BACK 9
+#define HANDOVER_TAKE 10
 #define HANDOVER_ADOPT 11
 #define HANDOVER_DROP 12
 #define END_TICKET 13
@@ -120,10 +122,8 @@ bit over;                       /* the end game was played */
 #define JOIN_TICKET 16
 #define JOIN_LEASE 17
 #define JOIN_LET_GO 18
-#define HANDOVER_TAKE 19
-#define PREPARE_BEFORE 20
 
-/* --------------------------------------------------------------------------------------------- what is observed --- */
+/* -------------------------------------------------------------------------------------------- what is observed --- */
 #define writes(h) (host[h].qemu == RUNS && !host[h].frozen)
 #ifdef NEWBORN
 #define newborn(h) host[h].due
@@ -135,8 +135,8 @@ bit over;                       /* the end game was played */
 /* Property 2 */
 #define bare(h) (host[h].qemu != NO_QEMU && !host[h].frozen && !newborn(h) && lease.owner != h && ticket.owner != h)
 
-/* The disk's contents move on: any other QEMU that exists knows less than there is, but the one that gets its memory from
- * this one. It must never write again. */
+/* The disk's contents move on: any other QEMU that exists knows less than there is, but the one that gets its memory
+ * from this one. It must never write again. */
 #define outdate(h, k) \
     if \
     :: (k != h && host[k].qemu != NO_QEMU && !(target == k && source == h)) -> host[k].stale = 1 \
@@ -147,7 +147,7 @@ inline begins_to_write(h) {
     outdate(h, 0); outdate(h, 1); outdate(h, 2)
 }
 
-/* ------------------------------------------------------------------------------------------------ sanlock's part --- */
+/* ---------------------------------------------------------------------------------------------- sanlock's part --- */
 #define counts(k) (host[k].record != NO_RECORD && (host[k].record != RUNNING || host[k].qemu != NO_QEMU))
 #define lease_grows(k) \
     if \
@@ -178,7 +178,8 @@ inline end_qemu(h) {
     fi;
     /* What nobody asks for any more is set to one value, here and elsewhere: the fewer states there are. */
     if
-    :: host[h].record == RUNNING -> host[h].lease_grew = 0; host[h].ticket_grew = 0; host[h].has_lease = 1; host[h].orphans = 0
+    :: host[h].record == RUNNING ->
+        host[h].lease_grew = 0; host[h].ticket_grew = 0; host[h].has_lease = 1; host[h].orphans = 0
     :: else
     fi;
     if
@@ -189,7 +190,7 @@ inline end_qemu(h) {
     fi
 }
 
-/* ----------------------------------------------------------------------------------------------------- a host's --- */
+/* ---------------------------------------------------------------------------------------------------- a host's --- */
 #define calm(h) (!over && host[h].up && host[h].at == IDLE)
 #define step(h, s) (host[h].at == s && !over)
 inline go(h, s) { host[h].at = s }
@@ -256,7 +257,8 @@ inline begin_prepare(h, who) {
     take_lease(h)
 #endif
 }
-#define may_begin(h) (calm(h) && host[h].libvirtd && host[h].record == NO_RECORD && host[h].qemu == NO_QEMU && host[h].space == MEMBER)
+#define may_begin(h) (calm(h) && host[h].libvirtd && \
+    host[h].record == NO_RECORD && host[h].qemu == NO_QEMU && host[h].space == MEMBER)
 /* Others refuse without a trace. */
 #if defined(BROKEN_LOOK_BEFORE_ONLY) || defined(BROKEN_MARK_BY_UUID) || defined(BROKEN_GONE_BY_STATE)
 #define may_take(h) true
@@ -299,7 +301,7 @@ inline begin_coming(h, from) {
 #else
 #define holds_up_join(h) is_starting(h)
 #endif
-/* USED_BY_ORPHANS: the watchdog resets a host whose lockspace is lost, for the sake of a guest whose leases are the host's. */
+/* USED_BY_ORPHANS: the watchdog resets a host whose lockspace is lost, for a guest whose leases are the host's. */
 #ifdef ASBUILT_START_UNWATCHED
 #define is_watched(h) host[h].watched
 #else
@@ -339,7 +341,9 @@ end:do
     :: d_step { may_begin(h) && in(COLD_G, h) && may_take(h) -> say("%c: start G\n"); begin_prepare(h, G) }
     :: d_step { may_begin(h) && in(COLD_X, h) && may_take(h) -> say("%c: start X\n"); begin_prepare(h, X) }
 #ifdef BROKEN_LOOK_BEFORE_ONLY
-    :: d_step { step(h, PREPARE_BEFORE) -> say("%c: looks at the ticket before\n"); if :: ticket.owner == NOBODY -> go(h, PREPARE_TAKE) :: else -> refuse(h) fi }
+    :: d_step { step(h, PREPARE_BEFORE) ->
+        say("%c: looks at the ticket before\n");
+        if :: ticket.owner == NOBODY -> go(h, PREPARE_TAKE) :: else -> refuse(h) fi }
 #endif
     :: d_step { step(h, PREPARE_TAKE) -> say("%c: acquires the lease\n");
         if
@@ -361,11 +365,15 @@ end:do
         fi }
 
     /* ============================================================== prepare: a guest that migrates in (nonce) === */
-    :: d_step { may_begin(h) && in(COME_G, h) && moving == NONE && h != 0 && can_leave(0) -> say("%c: G is to come from A\n"); begin_coming(h, 0) }
-    :: d_step { may_begin(h) && in(COME_G, h) && moving == NONE && h != 1 && can_leave(1) -> say("%c: G is to come from B\n"); begin_coming(h, 1) }
-    :: d_step { may_begin(h) && in(COME_G, h) && moving == NONE && h != 2 && can_leave(2) -> say("%c: G is to come from C\n"); begin_coming(h, 2) }
+    :: d_step { may_begin(h) && in(COME_G, h) && moving == NONE && h != 0 && can_leave(0) ->
+        say("%c: G is to come from A\n"); begin_coming(h, 0) }
+    :: d_step { may_begin(h) && in(COME_G, h) && moving == NONE && h != 1 && can_leave(1) ->
+        say("%c: G is to come from B\n"); begin_coming(h, 1) }
+    :: d_step { may_begin(h) && in(COME_G, h) && moving == NONE && h != 2 && can_leave(2) ->
+        say("%c: G is to come from C\n"); begin_coming(h, 2) }
 #ifdef FROM_OUTSIDE
-    :: d_step { may_begin(h) && in(COME_G, h) && moving == NONE && is_nowhere(G) -> say("%c: G is to come from elsewhere\n"); begin_coming(h, OUTSIDE) }
+    :: d_step { may_begin(h) && in(COME_G, h) && moving == NONE && is_nowhere(G) ->
+        say("%c: G is to come from elsewhere\n"); begin_coming(h, OUTSIDE) }
 #endif
     :: d_step { step(h, BESIDE_TAKE) -> say("%c: incoming: acquires the ticket or the lease\n");
         if
@@ -399,17 +407,19 @@ end:do
         if :: me.has_ticket && ticket.owner == h -> ticket.note = me.guest :: else fi;
         me.record = HELD; me.yes = (me.mine && me.libvirtd); idle(h) }
 
-    /* ================================================================================ libvirt starts QEMU, or not === */
+    /* ============================================================================= libvirt starts QEMU, or not === */
     :: d_step { !over && me.yes && is_cold(h) -> say("%c: QEMU starts, vCPUs run\n");
         me.yes = 0; me.due = 1; me.registered = 1; me.qemu = RUNS;  /* vCPUs run before `started` */
         if :: !newborn(h) -> begins_to_write(h) :: else fi }
-    :: d_step { !over && me.yes && !is_cold(h) -> say("%c: QEMU starts with -incoming\n"); me.yes = 0; me.due = 1; me.registered = 1; me.qemu = INCOMING }
+    :: d_step { !over && me.yes && !is_cold(h) ->
+        say("%c: QEMU starts with -incoming\n"); me.yes = 0; me.due = 1; me.registered = 1; me.qemu = INCOMING }
     :: d_step { !over && me.yes -> say("%c: libvirt gives the start up\n"); me.yes = 0 }
     :: d_step { !over && me.qemu != NO_QEMU -> say("%c: QEMU ends\n"); end_qemu(h) }
 
-    /* ================================================== started; the same by a sweep, when its libvirtd has gone === */
+    /* ================================================ started; the same by a sweep, when its libvirtd has gone === */
     :: d_step { calm(h) && me.libvirtd && me.due && me.record != HELD -> me.due = 0 }   /* a join has seen to it */
-    :: d_step { calm(h) && me.record == HELD && me.qemu != NO_QEMU && ((me.libvirtd && me.due) || (!me.mine && me.space == MEMBER)) ->
+    :: d_step { calm(h) && me.record == HELD && me.qemu != NO_QEMU &&
+                ((me.libvirtd && me.due) || (!me.mine && me.space == MEMBER)) ->
         say("%c: started (or a sweep): the leases become QEMU's\n");
         if
         :: me.space == DOWN -> skip                                  /* cannot tell: the leases stay the host's */
@@ -462,7 +472,8 @@ end:do
         /* of an old membership too: a join may have died with some of it taken again */
 #endif
     /* What it had ends with that membership. */
-    :: d_step { calm(h) && is_over(h) && (me.space == DOWN || me.space == OUT) -> say("%c: release by no member: the record is forgotten\n"); forget(h) }
+    :: d_step { calm(h) && is_over(h) && (me.space == DOWN || me.space == OUT) ->
+        say("%c: release by no member: the record is forgotten\n"); forget(h) }
     :: d_step { step(h, END_TICKET) -> say("%c: release: gives the ticket back\n");
         if :: me.space == MEMBER -> give_back(ticket, h); go(h, END_LEASE) :: else -> idle(h) fi }
     :: d_step { step(h, END_LEASE) -> say("%c: release: gives the lease back, forgets\n");
@@ -509,7 +520,7 @@ end:do
         fi }
     :: d_step { step(h, JOIN_LET_GO) -> say("%c: join: lets QEMU go on\n");
         me.record = RUNNING; me.old = 0; me.orphans = 1; me.mine = 0; me.coming = 0;
-        /* The versions recorded are those that the join itself acquired; of a lease that is the source's, still the old one. */
+        /* The versions recorded are those that the join acquired; of a lease that is the source's, the old one. */
         if :: me.has_ticket && me.ticket_grew > 0 -> me.ticket_grew-- :: else fi;
         if :: me.has_lease && me.lease_grew > 0 -> me.lease_grew-- :: else fi;
         if :: me.has_lease && lease.owner == h -> lease.note = me.guest :: else fi;
@@ -527,7 +538,8 @@ end:do
         me.qemu = RUNS; begins_to_write(h);
         moving = NONE; source = NOBODY; target = NOBODY }
     /* It fails: QEMU at the target ends first, then the source goes on. */
-    :: d_step { !over && target == h && !(me.record == INTENT && me.at != IDLE) -> say("%c: the migration to here fails\n");
+    :: d_step { !over && target == h && !(me.record == INTENT && me.at != IDLE) ->
+        say("%c: the migration to here fails\n");
         if :: me.qemu == INCOMING -> end_qemu(h) :: else fi;
         if :: me.coming -> me.yes = 0 :: else fi;
         if
@@ -543,20 +555,28 @@ end:do
 #endif
 
     /* =============================================================================================== faults === */
-    :: d_step { !over && faults > 0 && me.at != IDLE -> say("%c: FAULT: the hook (join, handover) dies\n");             /* the hook, join or handover dies */
+    :: d_step { !over && faults > 0 && me.at != IDLE ->
+        say("%c: FAULT: the hook (join, handover) dies\n");             /* the hook, join or handover dies */
         faults--;
         idle(h) }
     :: d_step { !over && faults > 0 && me.due -> say("%c: FAULT: the started hook dies\n"); faults--; me.due = 0 }
-    :: d_step { !over && faults > 0 && me.libvirtd -> say("%c: FAULT: libvirtd dies\n"); faults--; me.libvirtd = 0; me.mine = 0; me.yes = 0; me.due = 0 }
+    :: d_step { !over && faults > 0 && me.libvirtd ->
+        say("%c: FAULT: libvirtd dies\n"); faults--; me.libvirtd = 0; me.mine = 0; me.yes = 0; me.due = 0 }
     :: d_step { !over && me.up && !me.libvirtd -> say("%c: libvirtd is back\n"); me.libvirtd = 1 }
     :: d_step { !over && faults > 0 && me.up -> say("%c: FAULT: power cut\n"); faults--; power_off(h) }
     :: d_step { !over && !me.up -> say("%c: boots\n"); me.up = 1; me.libvirtd = 1 }
-    :: d_step { !over && faults > 0 && me.space == MEMBER -> say("%c: FAULT: sanlock's daemon dies\n"); faults--; me.space = DOWN; me.registered = 0 }
-    :: d_step { !over && me.space == DOWN -> say("%c: the watchdog resets the host\n"); power_off(h) }         /* the watchdog */
-    :: d_step { !over && faults > 0 && me.space == MEMBER -> say("%c: FAULT: the store is away\n"); faults--; me.space = LOSING }
-    :: d_step { !over && me.space == LOSING -> say("%c: sanlock ends QEMU or gives up\n");                      /* sanlock ends who has leases, then gives up */
+    :: d_step { !over && faults > 0 && me.space == MEMBER ->
+        say("%c: FAULT: sanlock's daemon dies\n"); faults--; me.space = DOWN; me.registered = 0 }
+    :: d_step { !over && me.space == DOWN ->
+        say("%c: the watchdog resets the host\n"); power_off(h) }         /* the watchdog */
+    :: d_step { !over && faults > 0 && me.space == MEMBER ->
+        say("%c: FAULT: the store is away\n"); faults--; me.space = LOSING }
+    :: d_step { !over && me.space == LOSING ->
+        say("%c: sanlock ends QEMU or gives up\n");
+                             /* sanlock ends who has leases, then gives up */
         if
-        :: me.qemu != NO_QEMU && ((lease.owner == h && lease.qemus) || (ticket.owner == h && ticket.qemus)) -> end_qemu(h)
+        :: me.qemu != NO_QEMU && ((lease.owner == h && lease.qemus) || (ticket.owner == h && ticket.qemus)) ->
+            end_qemu(h)
         :: else -> if :: is_watched(h) -> power_off(h) :: else -> me.space = OUT fi
         fi }
     /* sanlock on the other hosts: this one is dead now. Never while a start is under way: that takes less time. */
@@ -569,8 +589,8 @@ end:do
 #undef h
 #undef me
 
-/* The end game, possible at any moment: all guests are gone for good, every hook that was at work has died, nobody fails
- * any more. Hosts that are down stay down. The others do what their next hook call or join does. */
+/* The end game, possible at any moment: all guests are gone for good, every hook that was at work has died, nobody
+ * fails any more. Hosts that are down stay down. The others do what their next hook call or join does. */
 inline last_act(h) {
     end_qemu(h); host[h].at = IDLE; host[h].yes = 0;
     if
