@@ -193,7 +193,12 @@ inline end_qemu(h) {
 /* ---------------------------------------------------------------------------------------------------- a host's --- */
 #define calm(h) (!over && host[h].up && host[h].at == IDLE)
 #define step(h, s) (host[h].at == s && !over)
-inline go(h, s) { host[h].at = s }
+#ifdef WITNESS
+#define witness(s) assert(s != WITNESS)     /* "violated" where the search gets to this step */
+#else
+#define witness(s) skip
+#endif
+inline go(h, s) { host[h].at = s; witness(s) }
 inline forget_versions(h) {
     host[h].has_lease = 0; host[h].has_ticket = 0; host[h].lease_grew = 0; host[h].ticket_grew = 0
 }
