@@ -26,7 +26,7 @@ pythondir := $(shell $(PYTHON) -I -c 'import site, sys; below = sys.argv[1].rstr
 PACKAGES = python3 python3-pytest python3-pytest-timeout python3-hypothesis python3-venv python3-libvirt python3-rich \
     libvirt-daemon-system libvirt-clients libvirt-sanlock sanlock python3-sanlock \
     qemu-system-x86 qemu-utils iproute2 util-linux mount procps mandoc shellcheck \
-    e2fsprogs xfsprogs btrfs-progs fdisk
+    e2fsprogs xfsprogs btrfs-progs fdisk spin gcc libc6-dev
 LINTERS = ruff mypy codespell
 
 .PHONY: all check recheck demo lint unit rig bench deps install uninstall clean
