@@ -29,7 +29,7 @@ PACKAGES = python3 python3-pytest python3-pytest-timeout python3-hypothesis pyth
     e2fsprogs xfsprogs btrfs-progs fdisk spin gcc libc6-dev
 LINTERS = ruff mypy codespell
 
-.PHONY: all check recheck demo lint unit rig bench deps install uninstall clean
+.PHONY: all check recheck demo lint unit rig stress bench deps install uninstall clean
 
 all:
 	@echo 'Nothing to build. See the head of the Makefile: make demo, make check, make install.'
@@ -55,6 +55,10 @@ unit: deps
 
 rig: deps
 	$(PYTEST) tests/rig
+
+# A thousand starts in contention, three hosts, random kills: 3 minutes. VMGUARD_RIG_SEED=N repeats the choices of a run.
+stress: deps
+	VMGUARD_RIG_STARTS=$${VMGUARD_RIG_STARTS:-1000} $(PYTEST) -s tests/rig/test_stress.py
 
 # Writes docs/benchmarks.md and docs/benchmarks.svg. Fewer rounds: make bench BENCH="--rounds 3 --storms 1"
 BENCH =

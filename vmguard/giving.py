@@ -14,7 +14,7 @@ import time
 from vmguard import errand, events, host, instance
 from vmguard._typing import Iterable, List, Optional, Set, Tuple
 from vmguard.claims import Claim, Mode
-from vmguard.errors import CannotTell, Error, LeaseDamaged, SanlockFailed
+from vmguard.errors import CannotTell, Error, LeaseDamaged, LeaseLost, SanlockFailed
 from vmguard.host import Process
 from vmguard.instance import Instance, Want
 from vmguard.leases import Lease, client, slots
@@ -42,6 +42,8 @@ def sweep(this: Here, starting: Optional[Tuple[str, Process]] = None) -> List[In
             word = "sweep-failed" if isinstance(error, CannotTell) else "alarm"
             events.record(word, sentence(error, one.name), domain=one.name, instance=one.id)
             keep = one
+            if isinstance(error, LeaseLost) and one.state == "held":
+                errand.see_to(one)  # as in `started`: the guest has to end
         if keep is not None:
             left.append(keep)
     return left
