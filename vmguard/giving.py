@@ -19,7 +19,7 @@ from vmguard.host import Process
 from vmguard.instance import Instance, Want
 from vmguard.leases import Lease, client, slots
 from vmguard.member import Here
-from vmguard.owning import hand_over, qemu_of
+from vmguard.owning import gain, hand_over, qemu_of
 from vmguard.report import sentence
 from vmguard.taking import PATIENCE, has, pass_over, write_note, writer_of
 
@@ -86,15 +86,15 @@ def end(one: Instance, this: Here, by_errand: bool = True) -> Optional[Instance]
     drains: Tuple[Want, ...] = ()
     if one.generation == this.generation:  # leases of an earlier membership ended with it
         others = [other for other in instance.load_all() if other.id != one.id]
+        drains = _drains(one, this)
         with client.Connection() as connection:
             for want in one.wants:
                 if not any(has(other, want.claim.identity, this) for other in others):
                     _give_back_or_note(want, one, this, connection)
                 elif want.lver is not None:
                     _pass_note_on(want, others, this)
-        drains = tuple(want._replace(lver=None, ticket=None) for want in one.wants if want.drain is not None)
     if drains and one.state != "draining":
-        if one.state != "intent" and not (one.coming and one.qemu is None):  # it may have written
+        if one.state != "intent":  # it may have written: also one that came, and whose `started` was killed
             one = one._replace(state="draining", wants=drains)
             instance.write(one)
             if by_errand:
@@ -105,6 +105,25 @@ def end(one: Instance, this: Here, by_errand: bool = True) -> Optional[Instance]
     if one.owner == "host" and not any(other.owner == "host" for other in instance.load_all()):
         client.used_by_orphans(this.store.lockspace, False)
     return None
+
+
+def _drains(one: Instance, this: Here) -> Tuple[Want, ...]:
+    """
+    What is left of the wants of an instance that ends: the drain marks. A guest that migrated in and died before its
+    source let go of a mark wrote all the same: its writes are brought out under whatever mark can be had now.
+    """
+    found = []
+    for want in one.wants:
+        if want.drain is None and want.drains and one.state == "running":
+            mark = slots.drain(this.store.lease(want.claim.identity))
+            try:
+                want = want._replace(drain=gain(want, mark, None, this))
+            except CannotTell as error:
+                events.record("not-marked", str(error), domain=one.name, identity=want.claim.identity)
+        elif want.drain is None:
+            continue
+        found.append(want._replace(lver=None, ticket=None))
+    return tuple(found)
 
 
 def _give_back_or_note(want: Want, one: Instance, this: Here, connection: client.Connection) -> None:

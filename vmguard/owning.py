@@ -128,7 +128,7 @@ def settle(one: Instance, qemu: Process, this: Here) -> Instance:
     for index in range(len(one.wants)):
         want = one.wants[index]
         if want.drains and want.drain is None:
-            drain = _gain(want, slots.drain(this.store.lease(want.claim.identity)), None, this)
+            drain = gain(want, slots.drain(this.store.lease(want.claim.identity)), None, this)
             if drain is not None:
                 want = want._replace(drain=drain)
                 one = _keep(one, index, want)
@@ -136,7 +136,7 @@ def settle(one: Instance, qemu: Process, this: Here) -> Instance:
         if want.ticket is not None:
             lease = this.store.lease(want.claim.identity)
             exclusive = want.claim.mode is Mode.EXCLUSIVE
-            lver = _gain(want, lease, qemu if exclusive and one.owner == "qemu" else None, this)
+            lver = gain(want, lease, qemu if exclusive and one.owner == "qemu" else None, this)
             if lver is None:
                 continue
             want = want._replace(lver=lver)
@@ -153,7 +153,7 @@ def _keep(one: Instance, index: int, want: Want) -> Instance:
     return one
 
 
-def _gain(want: Want, place: Lease, qemu: Optional[Process], this: Here) -> Optional[int]:
+def gain(want: Want, place: Lease, qemu: Optional[Process], this: Here) -> Optional[int]:
     """The version at which a lease is now ours (the host's, or QEMU's own); None while somebody else has it."""
     shared = want.claim.mode is Mode.SHARED and "." not in place.name
     if qemu is not None:
