@@ -179,7 +179,9 @@ def _hand_over(instance_id: str) -> None:
                 late = time.monotonic() - arrived > GRACE
                 if late and not asked and state is not None and not state.needs_source:
                     asked = True
-                    _end_source(one, [place for place in awaited(one, this) if client.owners(place)])
+                    left = [place for place in awaited(one, this) if client.owners(place)]
+                    if left:  # and not its drain mark alone
+                        _end_source(one, left)
         except CannotTell as error:
             # sanlock or the store are away for a while. The guest is protected as it is.
             if pause >= _LAST_PAUSE and not waits:
