@@ -426,8 +426,8 @@ def _check_state(want: Want, before: Optional[Writer], taken: Instance, this: He
     """Whether the saved state that the instance is restored from still fits this disk."""
     claim = want.claim
     mark, saved = taken.image or ("", 0.0)
-    if want.lver == 1:
-        return  # nobody has ever had this lease: the guest was saved before it was guarded
+    if want.lver == 1 or (before is not None and before.lver == 0):
+        return  # nobody has ever written under this lease: the guest was saved before it was guarded
     if before is None:
         raise StateUnproven(claim, saved)
     writer = Holder(0, before.host, before.domain, before.uuid, since=before.since)
@@ -448,6 +448,10 @@ def pass_over(claim: Claim, lver: int, this: Here) -> None:
     """
     try:
         note = this.store.note(claim.identity)
+        if note is None and lver == 1:  # the first that ever had it
+            nobody = Writer(0, "", "", "", 0.0)
+            mode = Mode.EXCLUSIVE.value
+            note = Note(claim.identity, mode, 0, 0, 0, host.name(), "", "", claim.path, time.time(), writer=nobody)
         if note is not None and note.lver == lver - 1 and note.writer is not None:
             this.store.write_note(note._replace(lver=lver, host_id=this.host_id, generation=this.generation))
     except CannotTell as error:
