@@ -4,6 +4,7 @@
 import os
 import shutil
 import time
+from typing import List
 
 import pytest
 from conftest import Images
@@ -112,7 +113,8 @@ def test_a_state_wakes_up_once(copied: bool, node1: Host, node2: Host, images: I
     node1.start(web)
 
 
-def test_started_afresh_since(node1: Host, node2: Host, images: Images) -> None:
+@pytest.mark.parametrize("how", [[], ["--bypass-cache"]], ids=["cached", "direct"])
+def test_started_afresh_since(how: List[str], node1: Host, node2: Host, images: Images) -> None:
     disk = images.raw("web.img")
     web = guest("web", [disk])
     file = images.path("web.save")
@@ -122,7 +124,7 @@ def test_started_afresh_since(node1: Host, node2: Host, images: Images) -> None:
     eventually(lambda: time.time() > began + 0.1, "time goes on")
     node2.start(web)
     node2.destroy(web)
-    words = refused_to_wake(node1, "restore", file)
+    words = refused_to_wake(node1, "restore", file, *how)
     assert "the guest has run since the state was saved" in words and "node2" in words, words
 
 
