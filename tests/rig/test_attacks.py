@@ -4,9 +4,8 @@
 import fcntl
 import json
 import os
-import threading
 from contextlib import contextmanager
-from typing import Any, Dict, Iterator, List, Optional
+from typing import Any, Dict, Iterator, List
 
 from conftest import Images
 from guests import Disk, Guest, count_in, guest, witness
@@ -28,26 +27,31 @@ def write_record(host: Host, record: Dict[str, Any]) -> None:
 
 
 @contextmanager
+def no_errand(host: Host, record: str) -> Iterator[None]:
+    """The place of the errand of an instance is taken."""
+    os.makedirs(host.path("/run/vmguard/errands"), exist_ok=True)
+    place = host.path(f"/run/vmguard/errands/{record}")
+    with open(place, "w", encoding="ascii") as errand:
+        fcntl.flock(errand, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+        os.unlink(place)
+
+
+@contextmanager
 def draining(host: Host, disk: str, name: str = "dead") -> Iterator[Dict[str, Any]]:
     """A guest that is dead, and whose writes do not get to the medium: the place of its errand is taken."""
     host.write(CONF, "[leases]\ndrain = all\n")
     dead = guest(name, [Disk(disk, "block")])
     host.start(dead)
     (record,) = [record for record in records(host) if record["uuid"] == dead.uuid]
-    os.makedirs(host.path("/run/vmguard/errands"), exist_ok=True)
-    place = host.path(f"/run/vmguard/errands/{record['id']}")
-    host.kill("libvirtd")
-    with open(place, "w", encoding="ascii") as errand:
-        fcntl.flock(errand, fcntl.LOCK_EX)
-        try:
-            host.kill9(dead)
-            host.vmguard("gc", check=False)
-            (record,) = [one for one in records(host) if one["uuid"] == dead.uuid]
-            assert record["state"] == "draining", record
-            host.start_libvirtd()
-            yield record
-        finally:
-            os.unlink(place)
+    with no_errand(host, record["id"]):
+        host.kill("libvirtd")
+        host.kill9(dead)
+        host.vmguard("gc", check=False)
+        (record,) = [one for one in records(host) if one["uuid"] == dead.uuid]
+        assert record["state"] == "draining", record
+        host.start_libvirtd()
+        yield record
     host.run("rm", "-f", CONF, check=False)
     host.vmguard("gc", check=False)
     eventually(lambda: not host.leftovers(), "nothing is left")
@@ -80,6 +84,32 @@ def test_onto_a_device_that_a_third_host_drains(node1: Host, node2: Host, node3:
         assert done.status and "its last writes are still on their way" in done.err, done
     assert node1.runs(web)
     migrate(web, node1, node2, "--copy-storage-all", "--xml", changed)
+
+
+def test_dead_before_the_mark_has_come_with_it(node1: Host, node2: Host, images: Images) -> None:
+    """The source has the mark for longer than the guest lives here: what it wrote here is to be brought out all the same."""
+    disk = images.block("web", witness(mark=1))
+    web = guest("web", [Disk(disk, "block")])
+    node2.write(CONF, "[leases]\ndrain = all\n")
+    try:
+        with draining(node1, disk):
+            node1.start(web)
+            migrate(web, node1, node2)
+            eventually(lambda: holds(node2, web), "it has its leases")
+            assert not any(held.name.endswith(".d") for held in node2.leases()), "the mark is still its source's"
+            for pid, arguments in list(node2.processes()):
+                if any("vmguard.errand" in argument for argument in arguments):
+                    node2.run("/bin/kill", "-KILL", str(pid))
+            with no_errand(node2, records(node2)[0]["id"]):
+                node2.kill("libvirtd")
+                node2.kill9(web)
+                node2.vmguard("gc", check=False)
+                assert [record["state"] for record in records(node2)] == ["draining"]
+                node2.start_libvirtd()
+            node2.vmguard("gc", check=False)
+            eventually(lambda: not node2.leftovers(), "nothing is left")
+    finally:
+        node2.run("rm", "-f", CONF)
 
 
 def state_of(host: Host, it: Guest) -> str:
