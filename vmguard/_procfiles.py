@@ -201,7 +201,10 @@ def was_started_incoming(pid: int) -> bool:
 
 
 def _memory_objects(base: str) -> List[str]:
-    """The paths of memory objects that are called like their file: libvirt names the guest's memory so, nobody else."""
+    """
+    The paths of memory objects that are called like their file: libvirt names the guest's memory so, nobody else; and those
+    of <shmem>, which several guests have by intent.
+    """
     found: List[str] = []
     for word in _arguments(base):
         if not word.startswith("{") or '"mem-path"' not in word:
@@ -211,7 +214,10 @@ def _memory_objects(base: str) -> List[str]:
             path, name = given["mem-path"], given["id"]
         except (ValueError, KeyError, TypeError):
             continue
-        if isinstance(path, str) and os.path.basename(path) == name:
+        if not (isinstance(path, str) and isinstance(name, str)):
+            continue
+        shared = path.startswith("/dev/shm/") and name.startswith("shmmem-")  # qemuBuildShmemBackendMemProps of libvirt
+        if os.path.basename(path) == name or shared:
             found.append(path)
     return found
 

@@ -15,7 +15,7 @@ start is such an arrival only if
 import os
 import time
 
-from vmguard import paths
+from vmguard import host, paths
 from vmguard._light import dumps, loads, sha256
 from vmguard._typing import List, NamedTuple, Optional, Tuple
 from vmguard.domain import ARRIVAL_NAMESPACE, Domain, parse
@@ -210,12 +210,20 @@ def _places(xml: bytes) -> Tuple[List[Tuple[int, int]], int, bool]:
 
 def _image_of(uuid: str, libvirtd: Process) -> Optional[Image]:
     """
-    The saved state that libvirt is restoring: it has it open while it calls the hook, and says its path nowhere.
+    The saved state that libvirt is restoring: it has it open while it calls the hook, and says its path nowhere. Where it
+    is read past the page cache, a child of libvirt has it open (libvirt_iohelper), and libvirt itself a pipe.
 
-    None where it cannot be seen: read past the page cache, libvirt has a pipe instead.
+    None where it cannot be seen.
     """
-    folder = f"/proc/{libvirtd.pid}/fd"
     wanted = f"<uuid>{uuid}</uuid>".encode()
+    for pid in (libvirtd.pid, *host.children(libvirtd.pid)):
+        found = _image_in(f"/proc/{pid}/fd", wanted)
+        if found is not None:
+            return found
+    return None
+
+
+def _image_in(folder: str, wanted: bytes) -> Optional[Image]:
     try:
         entries = os.listdir(folder)
     except OSError:
@@ -225,7 +233,9 @@ def _image_of(uuid: str, libvirtd: Process) -> Optional[Image]:
             link = os.readlink(f"{folder}/{entry}")
             if not link.startswith("/") or link.startswith(("/dev/", "/proc/", "/sys/")):
                 continue
-            with open(f"{folder}/{entry}", "rb") as file:
+            # Not to wait for the other end of a named pipe.
+            fd = os.open(f"{folder}/{entry}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            with open(fd, "rb") as file:
                 head = file.read(len(_MAGIC))
                 if head != _MAGIC:
                     continue

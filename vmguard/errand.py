@@ -12,7 +12,6 @@ device that is not drained yet is kept from the others. An errand that died is s
 
 import fcntl
 import os
-import signal
 import time
 
 from vmguard import events, host, hostlock, instance, libvirtstate, paths
@@ -137,6 +136,8 @@ def _make_good(instance_id: str) -> None:
             # As in `started`: its lease is lost, or a second writer is proven.
             events.record("ended", sentence(error, held.name), domain=held.name, uuid=held.uuid, pid=qemu.pid)
             if host.alive(qemu):
+                import signal  # every hook loads this module, and hardly one comes here
+
                 os.kill(qemu.pid, signal.SIGKILL)
             return
         except CannotTell:
@@ -190,7 +191,9 @@ def _hand_over(instance_id: str) -> None:
                 late = time.monotonic() - arrived > GRACE
                 if late and not asked and state is not None and not state.needs_source:
                     asked = True
-                    _end_source(one, [place for place in awaited(one, this) if client.owners(place)])
+                    left = [place for place in awaited(one, this) if client.owners(place)]
+                    if left:  # and not its drain mark alone
+                        _end_source(one, left)
         except CannotTell as error:
             # sanlock or the store are away for a while. The guest is protected as it is.
             if pause >= _LAST_PAUSE and not waits:

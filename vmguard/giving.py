@@ -85,8 +85,8 @@ def end(one: Instance, this: Here, by_errand: bool = True) -> Optional[Instance]
     """
     if one.state != "intent" and qemu_of(one) is not None:
         return one
-    # One that never ran has written nothing; of an intent it is not even known what it has.
-    wrote = one.state != "intent" and not (one.coming and one.qemu is None)
+    # One to which the hook has said yes may have written, whether its `started` was done or not.
+    wrote = one.state != "intent"
     drains = tuple(want for want in one.wants if want.drains and wrote and not want.missing)
     others = [other for other in instance.load_all() if other.id != one.id]
     with client.Connection() as connection:

@@ -129,6 +129,21 @@ def threads(pid: int) -> List[str]:
     return [path for path, state in states if state is not None and state[0] not in _DEAD]
 
 
+def children(parent: int) -> List[int]:
+    """The processes that a process has begun and that have not been adopted by another."""
+    found = []
+    try:
+        pids = [int(entry) for entry in os.listdir(PROC) if entry.isdecimal()]
+    except OSError:
+        return []
+    for pid in pids:
+        data = read(f"{PROC}/{pid}/stat")
+        fields = data.rpartition(b") ")[2].split() if data else []  # as in _stat; the fourth is the parent
+        if len(fields) > 1 and int(fields[1]) == parent:
+            found.append(pid)
+    return found
+
+
 def _arguments(pid: str) -> Tuple[str, ...]:
     data = read(f"{PROC}/{pid}/cmdline")
     if not data:

@@ -416,8 +416,14 @@ def writer_of(want: Want, one: Instance) -> Optional[Writer]:
     return Writer(want.lver, one.uuid, one.name, host.name(), one.since) if want.lver is not None else None
 
 
+# Before the first version of a lease.
+_NOBODY = Writer(0, "", "", "", 0.0)
+
+
 def _writer_before(want: Want, this: Here) -> Optional[Writer]:
     """Who wrote last, where that is certain: the note was written by the owner before us, and no other acquired between."""
+    if want.lver == 1:
+        return _NOBODY
     note = this.store.note(want.claim.identity)
     return note.writer if note is not None and want.lver is not None and note.lver == want.lver - 1 else None
 
@@ -426,8 +432,8 @@ def _check_state(want: Want, before: Optional[Writer], taken: Instance, this: He
     """Whether the saved state that the instance is restored from still fits this disk."""
     claim = want.claim
     mark, saved = taken.image or ("", 0.0)
-    if want.lver == 1:
-        return  # nobody has ever had this lease: the guest was saved before it was guarded
+    if before == _NOBODY:
+        return  # nobody has ever written under this lease: the guest was saved before it was guarded
     if before is None:
         raise StateUnproven(claim, saved)
     writer = Holder(0, before.host, before.domain, before.uuid, since=before.since)
@@ -448,6 +454,9 @@ def pass_over(claim: Claim, lver: int, this: Here) -> None:
     """
     try:
         note = this.store.note(claim.identity)
+        if note is None and lver == 1:  # the first that ever had it
+            mode = Mode.EXCLUSIVE.value
+            note = Note(claim.identity, mode, 0, 0, 0, host.name(), "", "", claim.path, time.time(), writer=_NOBODY)
         if note is not None and note.lver == lver - 1 and note.writer is not None:
             this.store.write_note(note._replace(lver=lver, host_id=this.host_id, generation=this.generation))
     except CannotTell as error:
