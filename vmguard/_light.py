@@ -99,8 +99,9 @@ def loads(text: str) -> Any:
     start = len(text) - len(text.lstrip(_BLANK))
     try:
         found, end = _scan(text, start)
-    except StopIteration:
-        raise ValueError("it is no JSON") from None
+    except (StopIteration, SystemError):
+        # What is wrong with it, json says; without that module loaded the scanner cannot even do so (SystemError).
+        return json.loads(text)
     if text[end:].strip(_BLANK):
         raise ValueError("something follows its end")
     return found

@@ -149,3 +149,13 @@ def test_named_tuples_are_named_tuples(before: str) -> None:
     """Made here or by typing, they behave alike."""
     out = isolated(before + NAMED + ERROR + "\n".join(f"print({expression})" for expression in SAYS))
     assert out.splitlines() == list(SAYS.values())
+
+
+@pytest.mark.parametrize("text", ["{", '{"a": 1', '{"a" 1}', "[1,", '"', "nul", "", " ", "{]", '{"a": tru}', "[1] 2"])
+def test_what_is_no_json_is_said_without_json_being_loaded(text: str) -> None:
+    said = isolated(f"""
+from vmguard._light import loads
+try: loads({text!r})
+except ValueError: print("ValueError")
+""")
+    assert said == "ValueError"
