@@ -12,7 +12,7 @@ from vmguard import events, host, hostlock, instance
 from vmguard._typing import Dict, List, NamedTuple, Optional, Set
 from vmguard.config import load
 from vmguard.errors import BadRequest, Misconfigured, RecordBroken
-from vmguard.giving import end, sweep
+from vmguard.giving import end, flush, sweep
 from vmguard.instance import Instance
 from vmguard.leases import HostState, client, slots
 from vmguard.member import Here, here
@@ -121,10 +121,21 @@ def _unexplained_leases(this: Here, dry_run: bool) -> List[Found]:
             found.append(Found("lease", f"{text}; guests without a record run and might need it: {names}", False))
             continue
         if not dry_run:
+            _write_out(lock.name, identity, this)
             with client.Connection() as connection:
                 connection.give_back(lease)
         found.append(Found("lease", f"{text}: given back", not dry_run))
     return found
+
+
+def _write_out(name: str, identity: Optional[str], this: Here) -> None:
+    """A drain mark stands for what may still be in the page cache of this host."""
+    note = this.store.note(identity, "drain") if name.endswith(".d") and identity else None
+    if note is not None:
+        try:
+            flush(note.path)
+        except OSError as error:
+            events.record("not-drained", f"{note.path} was not written out: {error.strerror}", identity=identity)
 
 
 def _leftovers(this: Here, dry_run: bool) -> List[str]:

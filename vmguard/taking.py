@@ -93,7 +93,10 @@ def take(start: Instance, others: Sequence[Instance], this: Here, tolerance: Tol
         try:
             if start.coming == "migrate":
                 step("finding out where it migrates from")
-                source = source_of(start.uuid, this)
+                try:
+                    source = source_of(start.uuid, this)
+                except Error as error:
+                    tolerance.object(error)
             for want in start.wants:
                 step(f"taking the lease of {want.claim.what}, {want.claim.path}")
                 try:
@@ -161,7 +164,9 @@ def _on_tickets(identity: str, others: Iterable[Instance]) -> List[Instance]:
     return [
         other
         for other in others
-        if any(want.claim.identity == identity and want.ticket is not None and want.lver is None for want in other.wants)
+        if any(
+            want.claim.identity == identity and want.ticket is not None and want.lver is None for want in other.wants
+        )
     ]
 
 
@@ -187,10 +192,10 @@ def acquire(claim: Claim, this: Here, connection: client.Connection) -> int:
                 holders = try_anywhere(claim.identity, this.store, this.states)
             else:
                 holders = beside(claim, lease, this)
+                if shared or holders:
+                    pass_over(claim, lver, this)
                 if not holders:
                     return lver
-                if not shared:
-                    pass_over(claim, lver, this)
                 connection.release(lease, shared=shared)
         if code in ORPHAN_HERE and free_leftover(lease, claim, connection):
             continue
@@ -451,9 +456,13 @@ def pass_over(claim: Claim, lver: int, this: Here) -> None:
     """
     A lease is given back with nothing written: let the note say so, as far as it knew who wrote. Else the version alone
     would look as if somebody had.
+
+    lver: at which it is held; 0 where it is held shared, by one who reads it. That raises the version, too.
     """
     try:
         note = this.store.note(claim.identity)
+        if not lver and note is not None:
+            lver = client.version(this.store.lease(claim.identity))
         if note is None and lver == 1:  # the first that ever had it
             mode = Mode.EXCLUSIVE.value
             note = Note(claim.identity, mode, 0, 0, 0, host.name(), "", "", claim.path, time.time(), writer=_NOBODY)

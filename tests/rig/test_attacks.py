@@ -26,13 +26,21 @@ def write_record(host: Host, record: Dict[str, Any]) -> None:
     host.write(f"/run/vmguard/instances/{record['id']}.json", json.dumps(record))
 
 
+def locked(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 @contextmanager
 def no_errand(host: Host, record: str) -> Iterator[None]:
     """The place of the errand of an instance is taken."""
     os.makedirs(host.path("/run/vmguard/errands"), exist_ok=True)
     place = host.path(f"/run/vmguard/errands/{record}")
     with open(place, "w", encoding="ascii") as errand:
-        fcntl.flock(errand, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        eventually(lambda: locked(errand.fileno()), "the errand that was there is gone")
         yield
         os.unlink(place)
 

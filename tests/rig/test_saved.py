@@ -164,3 +164,19 @@ def test_snapshot_with_memory_is_reverted_to(node1: Host, images: Images) -> Non
     node1.destroy(web)
     node1.virsh("snapshot-revert", "web", "first", "--running")
     assert "web" in node1.refused(guest("thief", [Disk(disk, format="qcow2")]))
+
+
+def test_read_by_somebody_in_between(node1: Host, node2: Host, images: Images) -> None:
+    """That raises the version of the lease, and writes nothing."""
+    from guests import Disk
+
+    disk = images.raw("web.img")
+    web = guest("web", [disk])
+    node1.define(web)
+    node1.virsh("start", "web")
+    node1.virsh("managedsave", "web")
+    for number, host in enumerate((node1, node2)):
+        reader = guest(f"reader{number}", [Disk(disk, readonly=True)])
+        host.start(reader)
+        host.destroy(reader)
+    node1.virsh("start", "web")
