@@ -151,7 +151,7 @@ def test_named_tuples_are_named_tuples(before: str) -> None:
     assert out.splitlines() == list(SAYS.values())
 
 
-@pytest.mark.parametrize("text", ["{", '{"a": 1', '{"a" 1}', "[1,", '"', "nul", "", " ", "{]", '{"a": tru}', "[1] 2"])
+@pytest.mark.parametrize("text", ["{", '{"a": 1', '{"a" 1}', "[1,", '"', "nul", "", " ", "{]", '{"a": yes}', "[1] 2"])
 def test_what_is_no_json_is_said_without_json_being_loaded(text: str) -> None:
     said = isolated(f"""
 from vmguard._light import loads
