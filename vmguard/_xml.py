@@ -120,11 +120,11 @@ def _split(name: str) -> Tuple[str, str]:
     return (namespace, bare) if separator else ("", name)
 
 
-def read(xml: bytes) -> Element:
+def read(xml: bytes, builder: Optional[_Builder] = None) -> Element:
     """The root element. Raises BadDomain for what is not well-formed, or is more than the limits above allow."""
     if len(xml) > MAX_BYTES:
         raise BadDomain("it is larger than 4 MiB")
-    builder = _Builder()
+    builder = builder or _Builder()
     try:
         builder.feed(xml)
     except pyexpat.ExpatError as error:

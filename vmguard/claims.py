@@ -85,6 +85,11 @@ def late_needs(domain: Domain, facts: Facts) -> Needs:
     return Needs(tuple(collection.claims.values()), tuple(collection.late))
 
 
+def lies_beneath(claim: Claim) -> bool:
+    """Whether the claim is on something under the storage that its place in the domain names."""
+    return claim.why == f"it lies under {claim.what}"
+
+
 def path_of(location: Location) -> str:
     """A location in the words of the domain's definition."""
     if isinstance(location, HostPath):

@@ -131,13 +131,18 @@ def parse(xml: bytes) -> Domain:
 
     Raises BadDomain for whatever is not a domain of a QEMU kind, is too large or too deep, or carries a document type.
     """
+    from vmguard._xml import read
+
+    return of_element(read(xml))
+
+
+def of_element(root: "Element") -> Domain:
+    """The same, of XML that was read already. Whatever `line` its elements carry, the uses have. Raises BadDomain."""
     # The readers import the types above.
     from vmguard._boot import QEMU_NAMESPACE, read_boot, read_overrides
     from vmguard._devices import read_devices
     from vmguard._found import Found
-    from vmguard._xml import read
 
-    root = read(xml)
     if root.tag == "domstatus" and not root.namespace:
         inner = root.first("domain")
         if inner is None:

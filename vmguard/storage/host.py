@@ -2,8 +2,8 @@
 """
 One look at a host: its facts, put the way the resolvers ask for them, each asked once.
 
-A `Host` lives as long as one `resolve`. What the kernel says does not exist is None or empty; what it will not say is
-Unresolvable, never silently "no".
+A `Host` lives as long as one `resolve`, or as its onelook.OneLook. What the kernel says does not exist is None or empty;
+what it will not say is Unresolvable, never silently "no".
 """
 
 import errno
@@ -53,6 +53,12 @@ class Host:
         self._names: Dict[str, Tuple[str, ...]] = {}
         self._mounts: Optional[Tuple[Mount, ...]] = None
         self._machine: Optional[str] = None
+
+    @classmethod
+    def of(cls, facts: Facts) -> "Host":
+        """A look at the host of these facts: a new one, or the one that they keep themselves (onelook.py)."""
+        kept = getattr(facts, "host", None)
+        return kept if isinstance(kept, cls) else cls(facts)
 
     def stat(self, path: str) -> Stat:
         """What is at path. Raises Unresolvable."""

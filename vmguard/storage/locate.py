@@ -13,7 +13,7 @@ from vmguard.storage.host import Host, check_path
 
 def resolve(location: Location, facts: Facts) -> Tuple[Storage, ...]:
     """See `vmguard.storage.resolve`."""
-    host = Host(facts)
+    host = Host.of(facts)
     if isinstance(location, PoolVolume):
         location = pools.locate(host, location)
     if isinstance(location, HostPath):
