@@ -34,10 +34,11 @@ def disk(path: str, kind: str = "", name: str = "vda", driver: str = "type='raw'
 def domain(name: str, devices: str, outside: str = "", uid: Optional[str] = None) -> str:
     """A definition, with a uuid of its own unless one is given ("" for none)."""
     uid = str(uuid.uuid5(uuid.NAMESPACE_OID, name)) if uid is None else uid
+    boot = "" if "<os>" in outside else "  <os><type arch='x86_64'>hvm</type></os>\n"
     identity = f"  <uuid>{uid}</uuid>\n" if uid else ""
     return (
         f"<domain type='kvm' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>\n  <name>{name}</name>\n{identity}"
-        f"  <memory unit='MiB'>64</memory>\n  <os><type arch='x86_64'>hvm</type></os>\n{outside}"
+        f"  <memory unit='MiB'>64</memory>\n{boot}{outside}"
         f"  <devices>\n{devices}  </devices>\n</domain>\n"
     )
 
