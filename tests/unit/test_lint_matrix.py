@@ -89,7 +89,9 @@ def compare(names: Dict[str, str], facts: Facts) -> int:
             judged = report(first, second, facts=facts)
             assert any(finding.severity == "error" for finding in judged.findings), case
         else:
-            assert seen == (["a", "b"] if refused else []), f"{case}: the guard {'refuses' if refused else 'accepts'}, lint says {seen}"
+            assert seen == (["a", "b"] if refused else []), (
+                f"{case}: the guard {'refuses' if refused else 'accepts'}, lint says {seen}"
+            )
             told_apart += 1
         both = domain("c", a_disk(one, how, names) + a_disk(two, other, names, "vdb"))
         try:

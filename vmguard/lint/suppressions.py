@@ -49,10 +49,9 @@ def judge(
         else:
             used = False
             for number, finding in enumerate(found):
-                if finding.rule == known.code and finding.suppressed is None and _aims(allow, finding):
-                    found[number] = finding._replace(suppressed=allow.reason)
+                if finding.rule == known.code and _aims(allow, finding):
+                    found[number] = finding._replace(suppressed=finding.suppressed or allow.reason)
                     used = True
-            used = used or any(one.suppressed == allow.reason and one.rule == known.code for one in found)
             if not used and known.code in ran:
                 where = f" at {allow.target}" if allow.target else ""
                 wrong, remedy = f"{known.code} finds nothing{where}, so nothing needs to be allowed", "take it out"
