@@ -7,7 +7,7 @@ from 1 through the document: so a use leads back to its element, even where a wh
 """
 
 import re
-from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Iterator, List, NamedTuple, Optional, Tuple
 
 from vmguard import _xml
 from vmguard._xml import MAX_BYTES, Element
@@ -159,46 +159,39 @@ class _Places(_xml._Builder):
     def __init__(self) -> None:
         super().__init__()
         self.at: List[Tuple[int, int]] = []  # by number: line from 1, column from 0
+        self._elements: List[Element] = []
         self._parents: List[int] = []
-        self._tags: List[str] = []
 
     def tree(self, xml: bytes) -> Element:
         """Raises BadDomain as _xml.read does, with lines that are lines."""
-        root = _xml.read(xml, self)
-        for number, element in enumerate(root.walk(), 1):
-            element.line = number
-        return root
+        try:
+            return _xml.read(xml, self)
+        finally:
+            # The parser holds this object by its handlers: a circle, which would keep each definition for long.
+            del self._parser
 
     def _start(self, name: str, attributes: List[str]) -> None:
         parser = self._parser
         self.at.append((parser.CurrentLineNumber, parser.CurrentColumnNumber))
+        opened = self._open
+        self._parents.append(opened[-1].line if opened else 0)
         super()._start(name, attributes)
+        element = opened[-1]
+        element.line = len(self.at)
+        self._elements.append(element)
 
     def path(self, number: int) -> str:
         """Like an XPath: siblings of one name are counted from 1 where there is more than one."""
-        if not self._tags and self.root is not None:
-            self._parents, self._tags = _relations(self.root)
         steps: List[str] = []
         while number:
-            steps.append(self._tags[number - 1])
-            number = self._parents[number - 1]
+            element, parent = self._elements[number - 1], self._parents[number - 1]
+            step = element.tag
+            same = [one.line for one in self._elements[parent - 1].all(step, element.namespace)] if parent else []
+            if len(same) > 1:
+                step += f"[{same.index(number) + 1}]"
+            steps.append(step)
+            number = parent
         return "/" + "/".join(reversed(steps))
-
-
-def _relations(root: Element) -> Tuple[List[int], List[str]]:
-    count = sum(1 for _ in root.walk())
-    parents, tags = [0] * count, [""] * count
-    tags[root.line - 1] = root.tag
-    for element in root.walk():
-        totals: Dict[str, int] = {}
-        for child in element.children:
-            totals[child.tag] = totals.get(child.tag, 0) + 1
-        seen: Dict[str, int] = {}
-        for child in element.children:
-            seen[child.tag] = seen.get(child.tag, 0) + 1
-            parents[child.line - 1] = element.line
-            tags[child.line - 1] = f"{child.tag}[{seen[child.tag]}]" if totals[child.tag] > 1 else child.tag
-    return parents, tags
 
 
 def _text(xml: bytes) -> str:

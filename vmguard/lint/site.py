@@ -55,6 +55,7 @@ class Site:
         self.volumes = volumes or {}  # by identity
         self.lvm_trouble = lvm_trouble  # why LVM could not be asked
         self.schema: Optional[Schema] = None  # libvirt's, where definitions are to be checked against it
+        self._demands: Optional[bool] = None
         self._store: Optional[Tuple[Storage, ...]] = None
 
     def missing(self, needs: Needs, local: bool) -> str:
@@ -82,17 +83,19 @@ class Site:
                     pass
         return self._store
 
-    def lease_policy(self) -> Tuple[bool, bool]:
-        """Of libvirt's sanlock plugin: whether it makes leases of its own, and whether it refuses disks without one."""
-        return self._setting("auto_disk_leases", False), self._setting("require_lease_for_disks", False)
-
-    def plugin_on(self) -> bool:
-        """Whether libvirt is told to use its sanlock plugin."""
-        return self._text("/etc/libvirt/qemu.conf", "lock_manager").strip("\"'") == "sanlock"
-
-    def _setting(self, name: str, default: bool) -> bool:
-        text = self._text(_PLUGIN, name)
-        return text not in ("0", "") if text else default
+    def demands_leases(self) -> bool:
+        """
+        Whether libvirt refuses to start disks that are written without a <lease>: its sanlock plugin is on, makes none
+        of its own, and is told to want one.
+        """
+        if self._demands is None:
+            plugin = self._text("/etc/libvirt/qemu.conf", "lock_manager").strip("\"'") == "sanlock"
+            self._demands = (
+                plugin
+                and self._text(_PLUGIN, "auto_disk_leases") in ("0", "")
+                and self._text(_PLUGIN, "require_lease_for_disks") not in ("0", "")
+            )
+        return self._demands
 
     def _text(self, path: str, name: str) -> str:
         if self.facts is None:

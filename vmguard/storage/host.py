@@ -18,6 +18,7 @@ from vmguard.storage import Storage
 from vmguard.storage.facts import READ_LIMIT, Devno, Facts, Stat
 
 if TYPE_CHECKING:
+    from vmguard.domain import Location
     from vmguard.storage.loops import Behind
 
 PATH_LIMIT = 4096  # bytes, PATH_MAX of limits.h
@@ -48,6 +49,7 @@ class Host:
         self.facts = facts
         self.depth = 0  # how deep the resolvers are nested now
         self.devices: Dict[Devno, Storage] = {}  # resolved so far
+        self.kept: Optional[Dict[Tuple[type, Location], Tuple[Storage, ...]]] = None  # by onelook.py alone
         self.loops: Optional[Dict[str, Behind]] = None  # loop devices in use, by their directories in sysfs
         self._texts: Dict[str, Optional[str]] = {}
         self._names: Dict[str, Tuple[str, ...]] = {}

@@ -21,6 +21,7 @@ class OneLook:
         self.facts = facts
         self._read: Dict[Tuple[str, int, int], bytes] = {}
         self.host = Host(self)
+        self.host.kept = {}
 
     def stat(self, path: str) -> Stat:
         return self.facts.stat(path)

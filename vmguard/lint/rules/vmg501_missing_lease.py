@@ -19,8 +19,7 @@ RULE = Rule(
 
 def check(one: Subject, site: Site) -> Iterator[Finding]:
     """What the plugin says at the start: disks that are written, and no <lease>."""
-    automatic, required = site.lease_policy()
-    if not site.plugin_on() or automatic or not required or list(one.leases()):
+    if not site.demands_leases() or list(one.leases()):
         return
     for disk in one.disks:
         if disk.written and not disk.shareable:
