@@ -154,7 +154,7 @@ def lint(folder: str, *options: str) -> Tuple[float, float, float, int]:
     began = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-I", "-c", script, ROOT, "lint", "--format", "github", *options, os.path.join(folder, "guests")],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        capture_output=True, text=True,
     )  # fmt: skip
     seconds = time.monotonic() - began
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -175,9 +175,8 @@ def validate(folder: str, count: int) -> float:
 
 
 def main(sizes: List[int]) -> None:
-    print(
-        "| definitions | disks | lint | processor time | a definition | one process | --offline | memory | findings | virt-xml-validate |"
-    )
+    heads = ("definitions", "disks", "lint", "processor time", "a definition", "one process", "--offline", "memory", "findings")
+    print("| " + " | ".join((*heads, "virt-xml-validate")) + " |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     for count in sizes:
         folder = tempfile.mkdtemp(prefix="vmguard-bench-lint-", dir="/var/tmp")

@@ -76,9 +76,7 @@ def run(options: argparse.Namespace) -> int:
         from vmguard.lint.validation import Schema
 
         here.schema = Schema.load()
-    report = engine.run(sources, here, modules, _progress(), options.jobs)
-    if not report.definitions:
-        raise BadRequest("there is no definition to judge")
+    report = engine.run(sources, here, modules, progress(), options.jobs)
     if options.output:
         try:
             with open(options.output, "w", encoding="utf-8", errors="surrogateescape") as file:
@@ -110,14 +108,24 @@ def gather(
         raise BadRequest("nothing to judge", "vmguard lint FILE..., or --all for every domain of this host")
     host = "" if offline else os.uname().nodename
     found = list(sources.files(files, host, local=not offline, empty=empty))
-    known = {os.path.realpath(origin.source) for origin, _ in found}
     rest = []
     if all_:
         rest += sources.everything()
     for uri in connections:
         rest += sources.connection(uri)
+    named = {os.path.realpath(origin.source): number for number, (origin, _) in enumerate(found)}
     for folder in inventories:
-        rest += [entry for entry in sources.folder(folder) if os.path.realpath(entry[0].source) not in known]
+        for origin, read in sources.folder(folder):
+            number = named.get(os.path.realpath(origin.source))
+            if number is None:
+                rest.append((origin, read))
+            elif origin.host:
+                # It is in the inventory itself, which knows whose it is.
+                mine, how = found[number]
+                found[number] = (
+                    mine._replace(host=origin.host, local=not offline and sources.is_here(origin.host)),
+                    how,
+                )
     if offline:
         rest = [(origin._replace(local=False), read) for origin, read in rest]
     if found:
@@ -135,7 +143,8 @@ def status(findings: Sequence[Any], fail_on: str) -> int:
     return UNKNOWN if any(finding.unread for finding in findings) else OK
 
 
-def _progress() -> "Optional[Any]":
+def progress() -> "Optional[Any]":
+    """What tells a terminal how far a long run is; None where there is none."""
     if not sys.stderr.isatty():
         return None
 

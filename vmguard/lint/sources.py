@@ -10,7 +10,7 @@ from vmguard._xml import MAX_BYTES
 from vmguard.errors import BadRequest
 from vmguard.lint.document import Origin
 
-# Gives the XML of one definition; None for a file of a folder that holds none. Raises OSError.
+# Gives the XML of one definition; None for a file that holds something else of libvirt's. Raises OSError.
 Reader = Callable[[], Optional[bytes]]
 Source = Tuple[Origin, Reader]
 
@@ -19,6 +19,12 @@ DEFINED = "/etc/libvirt/qemu"
 
 # Beside definitions of domains, folders have networks, pools, and whatever else.
 _DOMAIN = re.compile(rb"<\s*(?:domain|domstatus)[\s>]")
+# What else libvirt has in XML, and may be meant by *.xml.
+_OTHERS = re.compile(
+    rb"\s*(?:<\?[^>]*>\s*|<!--.*?-->\s*)*<(?:network|networkport|pool|poolstate|volume|nwfilter|filter|filterbinding|secret"
+    rb"|interface|device|domainsnapshot|domaincheckpoint|domainbackup|capabilities|domainCapabilities|cpu)[\s>]",
+    re.DOTALL,
+)
 
 
 def files(names: Iterable[str], host: str, local: bool, empty: bool = False) -> Iterator[Source]:
@@ -132,10 +138,14 @@ def _below(path: str) -> Iterator[str]:
 
 
 def read_one(path: str, folder: bool = True) -> Optional[bytes]:
-    """The definition in a file; None for a file of a folder that holds none. Raises OSError."""
+    """
+    The definition in a file. None if it holds something else of libvirt's; or, in a folder, no domain at all.
+
+    Raises OSError.
+    """
     with open(path, "rb") as file:
         data = file.read(MAX_BYTES + 1)
-    return None if folder and not _is_domain(data) else data
+    return None if (folder and not _is_domain(data)) or _OTHERS.match(data) else data
 
 
 def _reader(path: str, folder: bool) -> Reader:
