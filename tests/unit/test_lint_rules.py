@@ -210,8 +210,8 @@ CASES: Dict[str, Callable[[Dict[str, str]], Pair]] = {
     ),
     "VMG302": lambda t: pair(web(raw("/dev/dm-7")), "web1 disk vda", web(raw("/dev/mapper/vg-web")), **OFF),
     "VMG303": lambda t: pair(
-        web(raw(t["raw"])), "web1 disk vda", web(raw("/nfs4/a.img")),
-        {**of("filesystems"), **clustered("/nfs4")}, **clustered(t["store"])
+        web(raw("/zpool/a.img")), "web1 disk vda", web(raw("/nfs4/a.img")),
+        **{**of("filesystems"), **clustered("/nfs4/a.img")}
     ),
     "VMG304": lambda t: pair(
         web(raw("/dev/data/linear")), "web1 disk vda", web(raw("/dev/data/linear")), lvm(lock="sanlock"), **lvm()

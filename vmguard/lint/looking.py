@@ -41,14 +41,15 @@ class Looked(NamedTuple):
     twice: Tuple[NamedTwice, ...]  # what it names twice, each by the guard's own word
 
 
-def look(domain: Domain, facts: Optional[Facts], host: str, local: bool) -> Looked:
+def look(domain: Domain, facts: Optional[Facts], host: str, local: bool, shared: str = "") -> Looked:
     """
     Look at all uses of a domain.
 
     facts: of this host, None where it is not to be looked at. host: whose definition it is. local: it is this host's.
+    shared: what the identities of files begin with that other hosts are known to see, whatever their filesystem is.
     """
     domain = domain._replace(not_understood=(), uuid=domain.uuid or _ANY_UUID)
-    parts = tuple(_part(domain, use, facts, host, local) for use in domain.uses)
+    parts = tuple(_part(domain, use, facts, host, local, shared) for use in domain.uses)
     within = tuple(part.error for part in parts if isinstance(part.error, NamedTwice))
     live = tuple(_twice(domain, [part for part in parts if part.live], facts)) if facts is not None else ()
     paper = tuple(_twice(_on_paper(domain), [part for part in parts if not part.live], PaperFacts()))
@@ -63,7 +64,7 @@ def storages(use: Use, facts: Facts) -> Tuple[Storage, ...]:
         return ()
 
 
-def _part(domain: Domain, use: Use, facts: Optional[Facts], host: str, local: bool) -> Part:
+def _part(domain: Domain, use: Use, facts: Optional[Facts], host: str, local: bool, shared: str) -> Part:
     if facts is None:
         return _paper(domain, use)
     try:
@@ -76,11 +77,15 @@ def _part(domain: Domain, use: Use, facts: Optional[Facts], host: str, local: bo
         found = _paper(domain, use)
         return found._replace(error=error) if local else found
     claims = tuple(claim for claim in needs.claims if not claim.identity.startswith("vm:"))
-    if not local and not all(claim.others_see_it for claim in claims if not lies_beneath(claim)):
+    if not local and not all(_seen(claim, shared) for claim in claims if not lies_beneath(claim)):
         return _paper(domain, use, host)._replace(here_only=True)
     if needs.late:
         return _paper(domain, use)._replace(late=True)
     return Part(use, claims, True)
+
+
+def _seen(claim: Claim, shared: str) -> bool:
+    return claim.others_see_it or bool(shared) and claim.identity.startswith(shared)
 
 
 def _refused(domain: Domain, use: Use, facts: Facts) -> Tuple[Claim, ...]:

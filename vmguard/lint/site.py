@@ -83,6 +83,12 @@ class Site:
                     pass
         return self._store
 
+    def shared_files(self) -> str:
+        """What identities of files begin with that lie on the filesystem of a store that hosts share; "" for none."""
+        if self.config is None or not self.config.shared:
+            return ""
+        return next((one.identity.rpartition("/")[0] + "/" for one in self.store() if one.identity.startswith("file:")), "")
+
     def demands_leases(self) -> bool:
         """
         Whether libvirt refuses to start disks that are written without a <lease>: its sanlock plugin is on, makes none

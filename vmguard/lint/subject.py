@@ -45,7 +45,7 @@ class Subject(Definition):
         self.twice: Tuple[Twice, ...] = ()
         self._storages: Dict[int, Tuple[Storage, ...]] = {}
         if self.domain is not None:
-            looked = looking.look(self.domain, site.facts, origin.host, origin.local)
+            looked = looking.look(self.domain, site.facts, origin.host, origin.local, site.shared_files())
             self.parts = looked.parts
             self.marks = marks_of(self, looked)
             self.twice = tuple(_twice(self, looked))

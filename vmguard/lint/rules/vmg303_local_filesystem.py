@@ -21,7 +21,10 @@ def check(one: Subject, site: Site) -> Iterator[Finding]:
     """Disks that are written: what is only read is often put on each host on purpose."""
     if site.config is None or not site.config.shared:
         return
+    shared = site.shared_files()
     for disk, storage in one.live_disks(site):
+        if shared and storage.identity.startswith(shared):
+            continue
         if disk.written and storage.kind in ("file", "directory") and not storage.others_see_it:
             yield one.finding(
                 RULE,
