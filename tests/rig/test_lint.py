@@ -3,6 +3,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 from typing import Any, Callable, Dict, List, Tuple
 
@@ -19,7 +20,9 @@ def findings(host: Host, *words: str) -> Tuple[int, List[Dict[str, Any]]]:
 
 
 def said(found: List[Dict[str, Any]], domain: str = "") -> List[str]:
-    return [f"{one['rule']} {one['what']}" for one in found if domain in ("", one["domain"]) and one["severity"] == "error"]
+    return [
+        f"{one['rule']} {one['what']}" for one in found if domain in ("", one["domain"]) and one["severity"] == "error"
+    ]
 
 
 Way = Callable[[Host, Images, str], Disk]
@@ -191,4 +194,49 @@ def test_the_page_of_two_hosts(node1: Host, node2: Host, images: Images) -> None
     with open(out, encoding="utf-8") as file:
         page = file.read()
     assert "Storage of 2 guests on 2 hosts" in page and 'class="clash"' in page
-    eventually(lambda: not [name for name in os.listdir(images.folder) if name.startswith(".vmguard")], "nothing is left")
+    eventually(
+        lambda: not [name for name in os.listdir(images.folder) if name.startswith(".vmguard")], "nothing is left"
+    )
+
+
+@pytest.mark.skipif(shutil.which("virt-install") is None, reason="virt-install is not installed")
+def test_what_virt_install_and_virt_clone_define(node1: Host, images: Images) -> None:
+    """As they come: nothing to complain of; but for a clone that was told to keep the disk of the original."""
+    one, iso = images.qcow2("web1.qcow2"), images.raw("install.iso")
+    install = [
+        "virt-install",
+        "--connect",
+        "qemu:///system",
+        "--name",
+        "web1",
+        "--memory",
+        "64",
+        "--import",
+        "--virt-type",
+    ]
+    install += [
+        "qemu",
+        "--disk",
+        f"path={one},format=qcow2,cache=none",
+        "--disk",
+        f"{iso},device=cdrom",
+        "--network",
+        "none",
+    ]
+    made = node1.run(*install, "--osinfo", "linux2022", "--graphics", "none", "--noautoconsole", "--print-xml")
+    node1.write(images.path("web1.xml"), made.out)
+    node1.virsh("define", images.path("web1.xml"))
+    clone = ["virt-clone", "--connect", "qemu:///system", "--original", "web1"]
+    node1.run(*clone, "--name", "web2", "--file", images.path("web2.qcow2"))
+    assert findings(node1, "--all") == (0, [])
+    node1.run(*clone, "--name", "web3", "--auto-clone", "--skip-copy", "vda")
+    status, found = findings(node1, "--all")
+    assert status == 1
+    assert sorted(f"{one['rule']} {one['domain']} {one['what']}" for one in found) == [
+        "VMG102 web1 disk vda",
+        "VMG102 web3 disk vda",
+    ]
+    if os.environ.get("VMGUARD_KEEP"):
+        for name in ("web1", "web2", "web3"):
+            with open(os.path.join(os.environ["VMGUARD_KEEP"], name + ".xml"), "w", encoding="utf-8") as file:
+                file.write(node1.virsh("dumpxml", name, "--inactive").out)

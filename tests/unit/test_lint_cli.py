@@ -19,7 +19,11 @@ from vmguard.cli import main
 from vmguard.storage.facts import LiveFacts
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMAND = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); from vmguard.cli import main; sys.exit(main())"]
+COMMAND = [
+    sys.executable,
+    "-c",
+    f"import sys; sys.path.insert(0, {str(ROOT)!r}); from vmguard.cli import main; sys.exit(main())",
+]
 
 
 @pytest.fixture
@@ -210,7 +214,9 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: Any) -> None:
         self.counts[tag] = self.counts.get(tag, 0) + 1
-        self.loads += [value or "" for key, value in attrs if key in ("src", "href") and not (value or "").startswith("#")]
+        self.loads += [
+            value or "" for key, value in attrs if key in ("src", "href") and not (value or "").startswith("#")
+        ]
         if tag not in self.EMPTY:
             self.open.append(tag)
 
@@ -295,7 +301,9 @@ def test_recipe_for_git(installed: Path, guests: Path) -> None:
     done = git("commit", "-m", "double")
     assert done.returncode == 1 and "VMG102" in done.stdout + done.stderr
     git("rm", "-q", "--cached", "-r", "node1")
-    (guests / "node2/default.xml").write_text("<?xml version='1.0'?>\n<!-- a bridge -->\n<network><name>d</name></network>")
+    (guests / "node2/default.xml").write_text(
+        "<?xml version='1.0'?>\n<!-- a bridge -->\n<network><name>d</name></network>"
+    )
     git("add", "node2")
     done = git("commit", "-m", "no domain at all")
     assert done.returncode == 0, done
@@ -318,7 +326,9 @@ def test_recipe_for_ansible(installed: Path, guests: Path, broken: bool) -> None
         for name in ("node1/web1.xml", "node2/web1.xml"):
             (guests / name).unlink()
     playbook = installed / "lint.yml"
-    playbook.write_text(recipe("ansible").replace("--all", f"--offline {guests}").replace("hosts: all", "hosts: localhost"))
+    playbook.write_text(
+        recipe("ansible").replace("--all", f"--offline {guests}").replace("hosts: all", "hosts: localhost")
+    )
     done = subprocess.run(
         ["ansible-playbook", "-i", "localhost,", "-c", "local", str(playbook)],
         capture_output=True, text=True, env={**os.environ, "ANSIBLE_LOCALHOST_WARNING": "0", "LC_ALL": "C.UTF-8"},

@@ -3,6 +3,7 @@
 
 import os
 from collections import Counter
+from pathlib import Path
 from typing import List
 
 import pytest
@@ -55,5 +56,5 @@ def test_one_after_another_changes_nothing() -> None:
     report = judged(True)
     by_source = Counter(finding.source for finding in report.findings)
     for path in sorted(by_source)[::97]:
-        alone = engine.run([(Origin(path, local=False), lambda path=path: open(path, "rb").read())], Site(None), MODULES)
+        alone = engine.run([(Origin(path, local=False), Path(path).read_bytes)], Site(None), MODULES)
         assert len(alone.findings) == by_source[path], path

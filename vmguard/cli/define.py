@@ -48,8 +48,8 @@ def run(options: argparse.Namespace) -> int:
     except libvirt.libvirtError as error:
         raise BadRequest(f"{options.connect}: {error.get_error_message()}") from error
     try:
-        host = str(connection.getHostname())
-        ((origin, read),) = sources.files([options.file], host, local=sources.is_here(host))
+        host, local = sources.whose(options.connect, connection)
+        ((origin, read),) = sources.files([options.file], host, local)
         try:
             xml = read()
         except OSError as error:

@@ -87,7 +87,9 @@ class Site:
         """What identities of files begin with that lie on the filesystem of a store that hosts share; "" for none."""
         if self.config is None or not self.config.shared:
             return ""
-        return next((one.identity.rpartition("/")[0] + "/" for one in self.store() if one.identity.startswith("file:")), "")
+        return next(
+            (one.identity.rpartition("/")[0] + "/" for one in self.store() if one.identity.startswith("file:")), ""
+        )
 
     def demands_leases(self) -> bool:
         """

@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from typing import Any, Callable, Iterable, Iterator, List, Optional, Tuple
+from urllib.parse import urlsplit
 
 from vmguard._xml import MAX_BYTES
 from vmguard.errors import BadRequest
@@ -70,11 +71,8 @@ def connection(uri: str) -> List[Source]:
     try:
         opened = libvirt.openReadOnly(uri)
         try:
-            host = str(opened.getHostname())
-            found: List[Source] = []
-            for domain in opened.listAllDomains():
-                found.append(_of_connection(libvirt, uri, host, domain))
-            return found
+            host, local = whose(uri, opened)
+            return [_of_connection(libvirt, uri, host, local, domain) for domain in opened.listAllDomains()]
         finally:
             opened.close()
     except libvirt.libvirtError as error:
@@ -95,14 +93,22 @@ def everything() -> List[Source]:
     return [(Origin(f"{DEFINED}/{name}", host), _reader(f"{DEFINED}/{name}", folder=True)) for name in names]
 
 
+def whose(uri: str, opened: Any) -> Tuple[str, bool]:
+    """The host that a connection leads to, and whether it is this one."""
+    host = str(opened.getHostname())
+    if urlsplit(uri).hostname is None or is_here(host):
+        return os.uname().nodename, True
+    return host, False
+
+
 def is_here(host: str) -> bool:
-    """Whether a host that a connection leads to is this one."""
-    return host in (os.uname().nodename, "")
+    """Whether that is a name of this host."""
+    return host.partition(".")[0] == os.uname().nodename.partition(".")[0]
 
 
-def _of_connection(libvirt: Any, uri: str, host: str, domain: Any) -> Source:
+def _of_connection(libvirt: Any, uri: str, host: str, local: bool, domain: Any) -> Source:
     name = str(domain.name())
-    origin = Origin(f"{uri}: {name}", host, is_here(host))
+    origin = Origin(f"{uri}: {name}", host, local)
     try:
         # What will be started next; a transient domain has only what runs.
         flags = libvirt.VIR_DOMAIN_XML_INACTIVE if domain.isPersistent() else 0

@@ -84,10 +84,10 @@ class Watch:
             threading.Thread(target=_loop, args=(libvirt,), daemon=True).start()
         try:
             opened = libvirt.openReadOnly(uri)
-            host = str(opened.getHostname())
+            host, local = sources.whose(uri, opened)
 
             def heard(_connection: Any, domain: Any, event: int, _detail: int, _opaque: Any) -> None:
-                self._heard(libvirt, Origin(f"{uri}: {domain.name()}", host, sources.is_here(host)), domain, event)
+                self._heard(libvirt, Origin(f"{uri}: {domain.name()}", host, local), domain, event)
 
             opened.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, heard, None)
             opened.setKeepAlive(5, 3)

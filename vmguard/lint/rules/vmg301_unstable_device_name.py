@@ -20,15 +20,17 @@ RULE = Rule(
 )
 
 
-_UNSTABLE = re.compile(
-    r"/dev/(?:(?:sd|vd|hd|xvd)[a-z]+\d*|nvme\d+n\d+(?:p\d+)?|loop\d+(?:p\d+)?|nbd\d+|sr\d+|md\d+|rbd\d+)"
-)
+_UNSTABLE = re.compile(r"/dev/(?:(?:sd|vd|hd|xvd)[a-z]+\d*|nvme\d+n\d+(?:p\d+)?|loop\d+(?:p\d+)?|nbd\d+|md\d+|rbd\d+)")
 
 
 def check(one: Subject, site: Site) -> Iterator[Finding]:
     """By the form of the name alone."""
     for disk in one.disks:
-        if disk.path.startswith("/dev/") and _UNSTABLE.fullmatch(posixpath.normpath(disk.path)):
+        if (
+            disk.device != "cdrom"
+            and disk.path.startswith("/dev/")
+            and _UNSTABLE.fullmatch(posixpath.normpath(disk.path))
+        ):
             yield one.finding(
                 RULE,
                 disk.what,

@@ -21,4 +21,4 @@ _REMEDY = "name a file of its own in <nvram>; libvirt makes it from the template
 
 def compare(guest: Guest, meeting: Meeting) -> Iterator[Finding]:
     """Among domains."""
-    yield from with_others(RULE, guest, meeting, "{mine} is the file of {theirs} as well", _REMEDY)
+    yield from with_others(RULE, guest, meeting, "{mine} is one file with {theirs}", _REMEDY)

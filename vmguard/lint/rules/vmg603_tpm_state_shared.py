@@ -16,4 +16,4 @@ _REMEDY = "take the <source> out of <backend>: libvirt then keeps the state of e
 
 def compare(guest: Guest, meeting: Meeting) -> Iterator[Finding]:
     """Among domains."""
-    yield from with_others(RULE, guest, meeting, "{mine} is that of {theirs} as well", _REMEDY)
+    yield from with_others(RULE, guest, meeting, "{mine} is one with {theirs}", _REMEDY)
