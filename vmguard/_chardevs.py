@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Character devices of a guest, and what is built on them: each may write a file of the host. TPM state too."""
 
-from typing import List, Optional
-
 from vmguard._found import Found, host_path
+from vmguard._typing import List, Optional
 from vmguard._xml import Element
 from vmguard.domain import Access, HostPath, Use
 

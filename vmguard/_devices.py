@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Everything in <devices> but disks: pass-through, directories, memory, TPM, character devices, and the unknown."""
 
-from typing import Callable, Dict, List, Tuple
-
 from vmguard._chardevs import chardev, numbered, rng, smartcard, tpm
 from vmguard._disks import read_disk, read_source
 from vmguard._found import Found, host_path, is_memory
 from vmguard._passthrough import hostdev, pci
+from vmguard._typing import Callable, Dict, List, Tuple
 from vmguard._xml import Element
 from vmguard.domain import Access, Use
 

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Disks, and whatever else a domain describes like the source of one: backing stores, mirrors, data files, NVRAM."""
 
-from typing import List, NamedTuple, Optional, Tuple
-
 from vmguard._found import Found, host_path, number
+from vmguard._typing import List, NamedTuple, Optional, Tuple
 from vmguard._xml import Element
 from vmguard.domain import Access, HostPath, Location, NetworkVolume, NvmeNamespace, PoolVolume, Use
 

@@ -2,9 +2,9 @@
 """What the readers of a domain found so far, and the rules of paths and numbers that all of them share."""
 
 import os
-import re
-from typing import Dict, List, Optional
 
+from vmguard._light import re
+from vmguard._typing import Dict, List, Optional
 from vmguard.domain import HostPath, NotUnderstood, Use
 
 # C's strtoul with base 0, which libvirt uses for addresses: 0x is hexadecimal, a leading 0 octal.

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """QEMU's block devices as its own options describe them: file names with protocols, and graphs of drivers."""
 
-from typing import Dict, List, Optional, Set, Tuple
-
 from vmguard._disks import host_and_port, image_format
 from vmguard._found import host_path, number, pci_address
 from vmguard._qemuopts import MAX_NESTING, BadOptions, Tree, branch_of, from_json, is_on, text_of
+from vmguard._typing import Dict, List, Optional, Set, Tuple
 from vmguard.domain import Access, Location, NetworkVolume, NvmeNamespace, Use
 
 # Not declared: QEMU looks at the header itself, and follows what it finds there.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """QEMU's notations for options: key=value lists with doubled commas, JSON, and dotted keys for what is nested."""
 
-import json
-from typing import Any, Dict, List, Optional, Tuple, Union
+from vmguard._light import json
+from vmguard._typing import Any, Dict, List, Optional, Tuple, Union
 
 # A node of options. The key "" holds a plain value beside nested ones: file=/x,file.locking=off.
 Tree = Dict[str, Union[str, "Tree"]]

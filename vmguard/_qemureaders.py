@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """QEMU's options that have options of their own, one reader each: -drive, -device, -object, -chardev and the like."""
 
-from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
-
 from vmguard._chardevs import pipe_uses
 from vmguard._found import Found, host_path, is_memory, number, pci_address
 from vmguard._qemublock import PROBED, Graph, node, takes_file_name
 from vmguard._qemuopts import BadOptions, Tree, branch_of, is_on, paths_in, text_of
+from vmguard._typing import Callable, Dict, List, NamedTuple, Optional, Tuple
 from vmguard.domain import Access, PciDevice, UsbDevice, Use
 
 

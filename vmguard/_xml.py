@@ -6,8 +6,8 @@ No document type and so no entities of its own, no external anything; size, dept
 """
 
 import pyexpat
-from typing import Dict, Iterator, List, Optional, Tuple
 
+from vmguard._typing import Dict, Iterator, List, Optional, Tuple
 from vmguard.errors import BadDomain
 
 # libvirt's own limit for a domain XML over the wire is VIR_NET_MESSAGE_STRING_MAX, 4 MiB.

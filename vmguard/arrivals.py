@@ -12,12 +12,12 @@ start is such an arrival only if
   what starts then starts cold.
 """
 
-import json
 import os
 import time
-from typing import List, NamedTuple, Optional, Tuple
 
-from vmguard import paths
+from vmguard import host, paths
+from vmguard._light import dumps, loads, sha256
+from vmguard._typing import List, NamedTuple, Optional, Tuple
 from vmguard.domain import ARRIVAL_NAMESPACE, Domain, parse
 from vmguard.errors import BadDomain, RecordBroken
 from vmguard.host import Process
@@ -73,7 +73,7 @@ def announce(kind: str, xml: bytes, libvirtd: Process) -> bytes:
         os.makedirs(_folder(), mode=0o700, exist_ok=True)
         _forget_old()
         with open(path + ".tmp", "w", encoding="ascii") as file:
-            json.dump(mark, file)
+            file.write(dumps(mark))
         os.rename(path + ".tmp", path)
     except OSError as error:
         raise RecordBroken(path, error.strerror or str(error)) from error
@@ -99,7 +99,7 @@ def take(domain: Domain, libvirtd: Process) -> Optional[Arrival]:
     path = os.path.join(_folder(), nonce)
     try:
         with open(path, encoding="ascii") as file:
-            mark = json.load(file)
+            mark = loads(file.read())
         os.unlink(path)  # whoever takes it away has it
     except FileNotFoundError:
         return None
@@ -210,12 +210,20 @@ def _places(xml: bytes) -> Tuple[List[Tuple[int, int]], int, bool]:
 
 def _image_of(uuid: str, libvirtd: Process) -> Optional[Image]:
     """
-    The saved state that libvirt is restoring: it has it open while it calls the hook, and says its path nowhere.
+    The saved state that libvirt is restoring: it has it open while it calls the hook, and says its path nowhere. Where it
+    is read past the page cache, a child of libvirt has it open (libvirt_iohelper), and libvirt itself a pipe.
 
-    None where it cannot be seen: read past the page cache, libvirt has a pipe instead.
+    None where it cannot be seen.
     """
-    folder = f"/proc/{libvirtd.pid}/fd"
     wanted = f"<uuid>{uuid}</uuid>".encode()
+    for pid in (libvirtd.pid, *host.children(libvirtd.pid)):
+        found = _image_in(f"/proc/{pid}/fd", wanted)
+        if found is not None:
+            return found
+    return None
+
+
+def _image_in(folder: str, wanted: bytes) -> Optional[Image]:
     try:
         entries = os.listdir(folder)
     except OSError:
@@ -225,7 +233,9 @@ def _image_of(uuid: str, libvirtd: Process) -> Optional[Image]:
             link = os.readlink(f"{folder}/{entry}")
             if not link.startswith("/") or link.startswith(("/dev/", "/proc/", "/sys/")):
                 continue
-            with open(f"{folder}/{entry}", "rb") as file:
+            # Not to wait for the other end of a named pipe.
+            fd = os.open(f"{folder}/{entry}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            with open(fd, "rb") as file:
                 head = file.read(len(_MAGIC))
                 if head != _MAGIC:
                     continue
@@ -238,7 +248,6 @@ def _image_of(uuid: str, libvirtd: Process) -> Optional[Image]:
 
 
 def _portrait(fd: int, head: bytes) -> Image:
-    from hashlib import sha256
 
     found = os.fstat(fd)
     tail = os.pread(fd, _SAMPLE, max(0, found.st_size - _SAMPLE))

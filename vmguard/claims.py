@@ -14,12 +14,16 @@ any of it, down to the disks. So whoever owns a lower layer whole excludes all a
 """
 
 from enum import Enum
-from typing import Dict, List, NamedTuple, Optional, Tuple
 
+from vmguard._typing import Dict, Iterable, List, NamedTuple, Optional, Tuple
 from vmguard.domain import Access, Domain, HostPath, Location, NetworkVolume, PoolVolume, Use
 from vmguard.errors import BadDomain, NamedTwice, Unguardable, Unresolvable, UsedByHost
 from vmguard.storage import Storage, chain, resolve
-from vmguard.storage.facts import Facts
+from vmguard.storage.facts import Facts, LiveFacts
+
+# Reasons that are asked for again, by what compares claims with what QEMU does (openfiles.py). They are in the records.
+GUESTS_SHARE_IT = "guests share it"
+LIES_UNDER = "it lies under "
 
 
 class Mode(str, Enum):
@@ -87,7 +91,20 @@ def late_needs(domain: Domain, facts: Facts) -> Needs:
 
 def lies_beneath(claim: Claim) -> bool:
     """Whether the claim is on something under the storage that its place in the domain names."""
-    return claim.why == f"it lies under {claim.what}"
+    return claim.why.startswith(LIES_UNDER)
+
+
+def claims_on(opened: Iterable[Tuple[Storage, Use]]) -> Tuple[Claim, ...]:
+    """
+    Claims on storage that a running guest has open already, and on what lies under it.
+
+    The files behind an image are open too, each by itself. Nothing is refused here: of two claims on one identity the
+    stronger is returned.
+    """
+    collection = _Present()
+    for root, (storage, use) in enumerate(opened):
+        collection.claim(storage, use, root)
+    return tuple(collection.claims.values())
 
 
 def path_of(location: Location) -> str:
@@ -158,13 +175,17 @@ class _Collection:
             raise UsedByHost(use.what, path, storage.used_by_host)
         if writes and storage.not_writable:
             raise Unguardable(use.what, path, storage.not_writable, storage.instead)
+        self.claim(storage, use, root)
+
+    def claim(self, storage: Storage, use: Use, root: int) -> None:
+        writes = use.access is not Access.READ
         alone = use.access is Access.WRITE
         claim = Claim(
             storage.identity,
             Mode.EXCLUSIVE if alone else Mode.SHARED,
             use.what,
-            path,
-            "the guest may write it" if alone else "the guest reads it" if not writes else "guests share it",
+            path_of(use.location),
+            "the guest may write it" if alone else "the guest reads it" if not writes else GUESTS_SHARE_IT,
             storage.others_see_it,
             writes,
             alone and use.host_cached and storage.device is not None,
@@ -182,7 +203,7 @@ class _Collection:
                     mode,
                     above.what,
                     layer.path,
-                    f"it lies under {above.what}",
+                    LIES_UNDER + above.what,
                     layer.others_see_it,
                     above.written,
                 )
@@ -207,3 +228,18 @@ class _Collection:
             raise NamedTwice(known, claim)
         if claim.mode is Mode.HOST and known.mode is Mode.SHARED:
             self.claims[claim.identity] = claim  # this host alone, which includes being one of its readers
+
+
+_STRENGTH = {Mode.SHARED: 0, Mode.HOST: 1, Mode.EXCLUSIVE: 2}
+
+
+class _Present(_Collection):
+    """Claims on what is in use already: it is too late to refuse anything."""
+
+    def __init__(self) -> None:
+        super().__init__(LiveFacts())  # never asked: the storage was found before
+
+    def add(self, claim: Claim, root: int, direct: bool = True) -> None:
+        known = self.claims.get(claim.identity)
+        if known is None or _STRENGTH[known.mode] < _STRENGTH[claim.mode]:
+            self.claims[claim.identity] = claim

@@ -11,16 +11,16 @@ interrupt it. So the work runs in a child, and the parent answers in time whatev
 """
 
 import ctypes
-import json
 import os
 import select
-import signal
 import time
-from typing import Any, Callable, Dict, Optional, Tuple
 
+from vmguard._light import dumps, loads
+from vmguard._typing import Any, Callable, Dict, Optional, Tuple
 from vmguard.errors import Late
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+SIGKILL = 9  # everywhere; the module `signal` takes a while to load
 
 Outcome = Tuple[int, str]  # exit status, and what to say
 
@@ -34,7 +34,7 @@ class Bug(Exception):
 
 def _tell(message: Dict[str, Any]) -> None:
     assert _pipe is not None
-    data = json.dumps(message).encode() + b"\n"
+    data = dumps(message).encode() + b"\n"
     while data:
         data = data[os.write(_pipe, data) :]
 
@@ -59,7 +59,7 @@ def orphaned() -> bool:
 def _child(work: Callable[[], Outcome], pipe: int, parent: int) -> None:
     global _pipe, _parent
     _pipe, _parent = pipe, parent
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0)
     if orphaned():  # it died before the line above
         return
     null = os.open(os.devnull, os.O_RDWR)
@@ -84,7 +84,7 @@ def _read(pipe: int, child: int, seconds: float) -> bytes:
     while True:
         left = end - time.monotonic()
         if left <= 0 or not poll.poll(left * 1000):
-            os.kill(child, signal.SIGKILL)
+            os.kill(child, SIGKILL)
             # One that hangs in the kernel cannot be reaped, and need not be: it holds nothing that libvirt waits for.
             os.waitpid(child, os.WNOHANG)
             return data
@@ -118,7 +118,7 @@ def run(seconds: float, work: Callable[[], Outcome]) -> Outcome:
     for line in data.splitlines(keepends=True):
         if not line.endswith(b"\n"):
             break  # cut off by the child's death
-        message = json.loads(line)
+        message = loads(line.decode())
         if "bug" in message:
             raise Bug(message["bug"])
         if "status" in message:

@@ -7,8 +7,8 @@ understood is said, not skipped.
 """
 
 from enum import Enum
-from typing import TYPE_CHECKING, NamedTuple, Optional, Tuple, Union
 
+from vmguard._typing import TYPE_CHECKING, NamedTuple, Optional, Tuple, Union
 from vmguard.errors import BadDomain
 
 if TYPE_CHECKING:
@@ -143,15 +143,7 @@ def of_element(root: "Element") -> Domain:
     from vmguard._devices import read_devices
     from vmguard._found import Found
 
-    if root.tag == "domstatus" and not root.namespace:
-        inner = root.first("domain")
-        if inner is None:
-            raise BadDomain("it is a status without a domain", root.line)
-        root = inner
-    if root.tag != "domain" or root.namespace:
-        raise BadDomain(f"it is a <{root.tag}>, not a <domain>", root.line)
-    if root.get("type") not in QEMU_KINDS:
-        raise BadDomain(f"it is a domain of type '{root.get('type')}', which is not run by QEMU", root.line)
+    root = _domain_of(root)
     name = _name(root.first("name"), root.line)
     uuid = _uuid(root.first("uuid"))
     found = Found()
@@ -176,6 +168,35 @@ def of_element(root: "Element") -> Domain:
 def _arrival(metadata: Optional["Element"]) -> str:
     mark = metadata.first("arrival", ARRIVAL_NAMESPACE) if metadata is not None else None
     return (mark.get("nonce") or "") if mark is not None else ""
+
+
+def who(xml: bytes) -> Tuple[str, str]:
+    """
+    Name and uuid alone, for those who ask nothing else: without the readers of everything. Raises BadDomain like `parse`,
+    but for what is in the rest.
+    """
+    root = _root(xml)
+    return _name(root.first("name"), root.line), _uuid(root.first("uuid"))
+
+
+def _root(xml: bytes) -> "Element":
+    """The <domain>, of a kind that is QEMU's."""
+    from vmguard._xml import read
+
+    return _domain_of(read(xml))
+
+
+def _domain_of(root: "Element") -> "Element":
+    if root.tag == "domstatus" and not root.namespace:
+        inner = root.first("domain")
+        if inner is None:
+            raise BadDomain("it is a status without a domain", root.line)
+        root = inner
+    if root.tag != "domain" or root.namespace:
+        raise BadDomain(f"it is a <{root.tag}>, not a <domain>", root.line)
+    if root.get("type") not in QEMU_KINDS:
+        raise BadDomain(f"it is a domain of type '{root.get('type')}', which is not run by QEMU", root.line)
+    return root
 
 
 def _name(element: Optional["Element"], line: int) -> str:

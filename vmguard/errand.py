@@ -4,6 +4,7 @@ What is left to do for an instance when no hook is running: a process of its own
 
     a guest that has migrated in   gets its leases as its source lets go of them (the handover)
     a guest that has ended         its host's page cache is written out, and the drain marks are given back
+    either, after a hook failed    what `started` or `release` would have done
 
 Nothing depends on it at once: a guest without its handover is as well protected by its tickets, and can be migrated on; a
 device that is not drained yet is kept from the others. An errand that died is sent again by the next sweep.
@@ -12,13 +13,14 @@ device that is not drained yet is kept from the others. An errand that died is s
 import fcntl
 import os
 import time
-from typing import List, Optional
 
 from vmguard import events, host, hostlock, instance, libvirtstate, paths
+from vmguard._typing import List, Optional
 from vmguard.config import load
-from vmguard.errors import CannotTell, Error
+from vmguard.errors import CannotTell, Error, Refused
 from vmguard.instance import Instance
 from vmguard.leases import Lease, client
+from vmguard.report import sentence
 
 # How often the owners of the leases are looked at: at first in steps of this, then less and less.
 _FIRST_PAUSE, _LAST_PAUSE = 0.03, 0.5  # seconds
@@ -90,24 +92,77 @@ def main(arguments: List[str]) -> int:
 
 
 def _run(instance_id: str) -> None:
+    one = instance.load(instance_id + ".json")
+    if one is not None and one.state == "draining":
+        _drain(one)
+    elif one is not None and one.state == "held":
+        _make_good(instance_id)
+    elif one is not None and one.state == "running":
+        _hand_over(instance_id)
+        _end(instance_id)
+
+
+def _drain(one: Instance) -> None:
     from vmguard import giving
     from vmguard.member import here
 
-    one = instance.load(instance_id + ".json")
-    if one is not None and one.state == "draining":
-        giving.drain(one)
-        with hostlock.held():
-            one = instance.load(instance_id + ".json")
-            if one is not None:
-                giving.drained(one, here(load()))
-    elif one is not None and one.state == "running":
+    giving.drain(one)
+    with hostlock.held():
+        now = instance.load(one.id + ".json")
+        if now is not None:
+            giving.drained(now, here(load()))
+
+
+def _make_good(instance_id: str) -> None:
+    """What a `started` that died or was late has not done: QEMU becomes the owner of its leases."""
+    from vmguard.member import here
+    from vmguard.owning import hand_over, qemu_of
+    from vmguard.surprise import look
+
+    while True:
+        held = instance.load(instance_id + ".json")
+        qemu = qemu_of(held) if held is not None and held.state == "held" else None
+        if held is None or qemu is None:
+            return
+        try:
+            with hostlock.held():
+                one = instance.load(instance_id + ".json")
+                if one is None or one.state != "held":
+                    return
+                this = here(load())
+                one = look(hand_over(one, qemu, this), qemu, this)
+            break
+        except Refused as error:
+            # As in `started`: its lease is lost, or a second writer is proven.
+            events.record("ended", sentence(error, held.name), domain=held.name, uuid=held.uuid, pid=qemu.pid)
+            if host.alive(qemu):
+                import signal  # every hook loads this module, and hardly one comes here
+
+                os.kill(qemu.pid, signal.SIGKILL)
+            return
+        except CannotTell:
+            time.sleep(_LAST_PAUSE)
+    if instance.pending(one):
         _hand_over(instance_id)
+
+
+def _end(instance_id: str) -> None:
+    """What a `release` that died or was late has not done."""
+    from vmguard import giving
+    from vmguard.member import here
+
+    with hostlock.held():
+        one = instance.load(instance_id + ".json")
+        left = giving.end(one, here(load()), by_errand=False) if one is not None and one.state == "running" else None
+    if left is not None and left.state == "draining":
+        _drain(left)
 
 
 def _hand_over(instance_id: str) -> None:
     """Watch the owners until all is the guest's own, or the guest is gone: its release gives back what it had."""
     from vmguard.member import here
     from vmguard.owning import awaited, qemu_of, ready, settle
+    from vmguard.surprise import look
 
     pause, arrived, asked, waits = _FIRST_PAUSE, 0.0, False, False
     while True:
@@ -129,11 +184,16 @@ def _hand_over(instance_id: str) -> None:
                         now = instance.load(instance_id + ".json")
                         if now is not None and now.state == "running" and host.alive(qemu):
                             one = settle(now, qemu, here(load()))
+                            if not instance.pending(one):
+                                # It has opened its images for writing since.
+                                look(one, qemu, here(load()))
                     pause = _FIRST_PAUSE
                 late = time.monotonic() - arrived > GRACE
                 if late and not asked and state is not None and not state.needs_source:
                     asked = True
-                    _end_source(one, [place for place in awaited(one, this) if client.owners(place)])
+                    left = [place for place in awaited(one, this) if client.owners(place)]
+                    if left:  # and not its drain mark alone
+                        _end_source(one, left)
         except CannotTell as error:
             # sanlock or the store are away for a while. The guest is protected as it is.
             if pause >= _LAST_PAUSE and not waits:

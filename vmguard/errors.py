@@ -11,7 +11,7 @@ The four branches say what the caller may conclude:
     BadRequest   what the user asked of a command makes no sense
 """
 
-from typing import TYPE_CHECKING, NamedTuple, Optional, Sequence
+from vmguard._typing import TYPE_CHECKING, NamedTuple, Optional, Sequence
 
 if TYPE_CHECKING:
     from vmguard.claims import Claim
@@ -129,11 +129,13 @@ class WrongDisk(Refused):
 class StateStale(Refused):
     """A saved state is to be restored onto a disk that was written since."""
 
-    def __init__(self, claim: "Claim", writer: Holder, again: bool = False) -> None:
-        super().__init__(claim, writer, again)
+    def __init__(self, claim: "Claim", writer: Holder, how: str) -> None:
+        super().__init__(claim, writer, how)
         self.claim = claim
         self.writer = writer
-        self.again = again  # this very state was restored before: what it had on its disks is gone by that
+        # "other": another guest wrote. "since": the guest itself, started after the state was saved. "again": this very
+        # state was restored before, and what it had on its disks is gone by that.
+        self.how = how
 
 
 class CannotTell(Error):

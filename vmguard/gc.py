@@ -7,9 +7,9 @@ leases of this host that no record explains, remains of lease files, and damaged
 """
 
 import os
-from typing import Dict, List, NamedTuple, Optional, Set
 
 from vmguard import events, host, hostlock, instance
+from vmguard._typing import Dict, List, NamedTuple, Optional, Set
 from vmguard.config import load
 from vmguard.errors import BadRequest, Misconfigured, RecordBroken
 from vmguard.giving import end, sweep
@@ -92,7 +92,9 @@ def _unended_starts(off: Dict[str, bool], this: Here, dry_run: bool) -> List[Fou
         text = f"a start of {quoted(one.name)} has leases and no QEMU"
         if not off.get(one.uuid, False):
             found.append(Found("start", f"{text}; libvirt may still be busy with it", False))
-        elif dry_run or end(one, this) is None:
+        else:
+            if not dry_run:
+                end(one, this)
             found.append(Found("start", f"{text}; libvirt says it is off: given back", not dry_run))
     return found
 

@@ -10,16 +10,16 @@ import fcntl
 import os
 import stat
 import time
-from typing import Iterable, List, Optional, Tuple
 
 from vmguard import errand, events, host, instance
+from vmguard._typing import Iterable, List, Optional, Set, Tuple
 from vmguard.claims import Claim, Mode
-from vmguard.errors import CannotTell, LeaseDamaged, SanlockFailed
+from vmguard.errors import CannotTell, Error, LeaseDamaged, LeaseLost, SanlockFailed
 from vmguard.host import Process
 from vmguard.instance import Instance, Want
 from vmguard.leases import Lease, client, slots
 from vmguard.member import Here
-from vmguard.owning import hand_over, qemu_of
+from vmguard.owning import hand_over, qemu_of, unwatch_orphans
 from vmguard.report import sentence
 from vmguard.taking import PATIENCE, has, pass_over, write_note, writer_of
 
@@ -37,9 +37,13 @@ def sweep(this: Here, starting: Optional[Tuple[str, Process]] = None) -> List[In
     for one in instance.load_all():
         try:
             keep = _swept(one, this, starting)
-        except CannotTell as error:
-            events.record("sweep-failed", str(error), domain=one.name, instance=one.id)
+        except Error as error:
+            # A lease that another guest has lost, too: that must not keep this one from starting.
+            word = "sweep-failed" if isinstance(error, CannotTell) else "alarm"
+            events.record(word, sentence(error, one.name), domain=one.name, instance=one.id)
             keep = one
+            if isinstance(error, LeaseLost) and one.state == "held":
+                errand.see_to(one)  # as in `started`: the guest has to end
         if keep is not None:
             left.append(keep)
     return left
@@ -62,41 +66,47 @@ def _swept(one: Instance, this: Here, starting: Optional[Tuple[str, Process]]) -
         libvirtd_lives = host.process(one.libvirtd.pid) == one.libvirtd
         qemu = qemu_of(one)
         if qemu is not None:
-            return one if libvirtd_lives else hand_over(one, qemu, this)
+            # Its `started` may still come. One that died or was late will not: as orphans the leases would outlive the
+            # lockspace no more than they do now, and QEMU would.
+            waited = time.time() - one.since > 2 * this.config.deadline
+            return hand_over(one, qemu, this) if waited or not libvirtd_lives else one
         if libvirtd_lives and (one.uuid, one.libvirtd) != starting:
             return one
     # An intent under the host lock has lost its maker: libvirt never got a yes for it.
     return end(one, this)
 
 
-def end(one: Instance, this: Here) -> Optional[Instance]:
+def end(one: Instance, this: Here, by_errand: bool = True) -> Optional[Instance]:
     """
     Give back all that the instance has and nobody else on this host needs, and forget it. Under the host lock.
 
     Returns the instance itself, untouched, while its QEMU is still there; one that is "draining" where the page cache
-    of this host is still to be written out (`drain`): its record keeps the marks.
+    of this host is still to be written out: its record keeps the marks. An errand does that, or the caller (`drain`).
     """
     if one.state != "intent" and qemu_of(one) is not None:
         return one
-    drains: Tuple[Want, ...] = ()
-    if one.generation == this.generation:  # leases of an earlier membership ended with it
-        others = [other for other in instance.load_all() if other.id != one.id]
-        with client.Connection() as connection:
-            for want in one.wants:
-                if not any(has(other, want.claim.identity, this) for other in others):
-                    _give_back_or_note(want, one, this, connection)
-                elif want.lver is not None:
-                    _pass_note_on(want, others, this)
-        drains = tuple(want._replace(lver=None, ticket=None) for want in one.wants if want.drain is not None)
+    # One to which the hook has said yes may have written, whether its `started` was done or not.
+    wrote = one.state != "intent"
+    drains = tuple(want for want in one.wants if want.drains and wrote and not want.missing)
+    others = [other for other in instance.load_all() if other.id != one.id]
+    with client.Connection() as connection:
+        for want in one.wants:
+            if want in drains and want.drain is None:
+                continue  # what stands in for the mark is given back when all is written out
+            if not any(has(other, want.claim.identity, this) for other in others):
+                _give_back_or_note(want, one, this, connection)
+            elif want.lver is not None:
+                _pass_note_on(want, others, this)
     if drains and one.state != "draining":
-        if one.state != "intent" and not (one.coming and one.qemu is None):  # it may have written
-            one = one._replace(state="draining", wants=drains)
-            instance.write(one)
-            return one
-        _give_marks_back(one._replace(wants=drains), this)
+        kept = (want._replace(lver=None, ticket=None) if want.drain is not None else want for want in drains)
+        one = one._replace(state="draining", wants=tuple(kept))
+        instance.write(one)
+        if by_errand:
+            errand.see_to(one)
+        return one
+    _give_marks_back(one, this)
     instance.forget(one)
-    if one.owner == "host" and not any(other.owner == "host" for other in instance.load_all()):
-        client.used_by_orphans(this.store.lockspace, False)
+    unwatch_orphans(this, one.owner == "host")
     return None
 
 
@@ -112,7 +122,7 @@ def _give_back_or_note(want: Want, one: Instance, this: Here, connection: client
             give_back(slots.ticket(lease), False, claim, this, connection)
         if one.state == "intent":
             _say_nothing_was_written(claim, lease, this)
-            if want.drains:
+            if want.drains and claim.identity not in _marked(one):
                 give_back(slots.drain(lease), False, claim, this, connection)
         give_back(lease, claim.mode is Mode.SHARED, claim, this, connection)
     except LeaseDamaged as error:
@@ -195,20 +205,26 @@ def flush(path: str) -> None:
 
 def drained(one: Instance, this: Here) -> None:
     """Give the drain marks back of an instance whose cache has been written out, and forget it. Under the host lock."""
-    if one.generation == this.generation:
-        _give_marks_back(one, this)
+    with client.Connection() as connection:
+        for want in one.wants:
+            if want.drain is None:
+                _give_back_or_note(want, one, this, connection)
+    _give_marks_back(one, this)
     instance.forget(one)
+    unwatch_orphans(this, one.owner == "host")
 
 
 def _give_marks_back(one: Instance, this: Here) -> None:
-    needed = {
-        want.claim.identity
-        for other in instance.load_all()
-        for want in other.wants
-        if other.id != one.id and want.drain is not None
-    }
-    with client.Connection() as connection:
-        for want in one.wants:
-            if want.claim.identity not in needed:
+    marks = [want for want in one.wants if want.drain is not None]
+    needed = _marked(one) if marks else set()
+    for want in marks:
+        if want.claim.identity not in needed:
+            with client.Connection() as connection:
                 mark = slots.drain(this.store.lease(want.claim.identity))
                 give_back(mark, False, want.claim, this, connection)
+
+
+def _marked(one: Instance) -> Set[str]:
+    """The identities whose drain mark another instance of this host keeps: a dead one that is being drained, too."""
+    others = (other for other in instance.load_all() if other.id != one.id)
+    return {want.claim.identity for other in others for want in other.wants if want.drain is not None}

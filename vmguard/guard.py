@@ -34,14 +34,14 @@ process or host dies, the permit of the one that lives stays.
 """
 
 import time
-from typing import List, Optional, Sequence
 
 from vmguard import arrivals, errand, events, host, hostlock, instance, overrides
+from vmguard._typing import List, Optional, Sequence
 from vmguard.claims import Needs, claim_on_itself, late_needs, needs_of
 from vmguard.config import load
 from vmguard.deadline import orphaned, step, tolerate
-from vmguard.domain import Domain, parse
-from vmguard.errors import Error, InUse, Late, LocalStore, NotComing, NoWatchdog
+from vmguard.domain import Domain, parse, who
+from vmguard.errors import CannotTell, Error, InUse, Late, LocalStore, NotComing, NoWatchdog
 from vmguard.giving import drain, drained, end, sweep
 from vmguard.holders import local
 from vmguard.host import Process
@@ -50,6 +50,7 @@ from vmguard.member import Here, Tolerance, check_ownership, check_store_reaches
 from vmguard.owning import hand_over, qemu_of
 from vmguard.report import sentence
 from vmguard.storage.facts import LiveFacts
+from vmguard.surprise import look
 from vmguard.taking import take, wants_of
 
 
@@ -171,10 +172,11 @@ def _take_late(xml: bytes, libvirtd: Process) -> None:
     config = load()
     if config.store is None or config.mode == "off":
         return
-    domain = parse(xml)
+    _, uuid = who(xml)
     with hostlock.held():
         for one in instance.load_all():
-            if one.uuid == domain.uuid and one.libvirtd == libvirtd and instance.is_late(one):
+            if one.uuid == uuid and one.libvirtd == libvirtd and instance.is_late(one):
+                domain = parse(xml)
                 tolerance = Tolerance(one.note)
                 _add(one, late_needs(domain, LiveFacts()), here(config), tolerance)
                 report_tolerated(domain, tolerance)
@@ -202,29 +204,42 @@ def started(xml: bytes, libvirtd: Process) -> None:
     """
     QEMU runs, or waits for the guest that migrates in. Make it the owner of its leases.
 
-    Raises LeaseLost, NotComing or InUse if the guest must end at once; CannotTell kinds say that the leases stay with the
-    host.
+    Raises LeaseLost, NotComing, WrongDisk or InUse if the guest must end at once; CannotTell kinds say that the leases
+    stay with the host.
     """
     config = load()
     if config.store is None or config.mode == "off":
         return
-    domain = parse(xml)
+    name, uuid = who(xml)
     _take_late(xml, libvirtd)  # files that QEMU itself made: logs
     step("waiting for the lock of this host")
     with hostlock.held():
         this = here(config)
         for held in instance.load_all():
-            if held.uuid == domain.uuid and held.libvirtd == libvirtd and held.state == "held":
+            if held.uuid == uuid and held.libvirtd == libvirtd and held.state in ("held", "running"):
                 qemu = qemu_of(held)
+                if qemu is None and held.state == "running":
+                    continue  # an earlier one, which is not swept yet
                 if qemu is None:
                     return  # it has died already: release will follow
                 if held.coming == "migrate" and not host.is_incoming(qemu.pid):
                     raise NotComing()
                 held = hand_over(held, qemu, this)
+                held = look(held, qemu, this)
                 if instance.pending(held):
                     errand.see_to(held)
                 return
-    events.record("unguarded", "a guest has started that prepare did not see", domain=domain.name, uuid=domain.uuid)
+    events.record("unguarded", "a guest has started that prepare did not see", domain=name, uuid=uuid)
+
+
+def leave_to_errand(name: str) -> None:
+    """`started` or `release` of a domain came to nothing: let an errand do what can be done later. Never fails."""
+    try:
+        for one in instance.load_all():
+            if one.name == name and one.state in ("held", "running", "draining"):
+                errand.see_to(one)
+    except Error:
+        pass  # the next sweep meets the same
 
 
 def release(xml: bytes, libvirtd: Process) -> None:
@@ -233,22 +248,29 @@ def release(xml: bytes, libvirtd: Process) -> None:
 
     After a refused prepare this is called too: there is no record then, and nothing is touched.
     """
-    domain = parse(xml)
+    _, uuid = who(xml)
     step("waiting for the lock of this host")
     draining = []
     with hostlock.held():
-        mine = [one for one in instance.load_all() if one.uuid == domain.uuid and one.state != "draining"]
+        mine = [one for one in instance.load_all() if one.uuid == uuid and one.state != "draining"]
         if not mine:
             return
         config = load()
         if config.store is None:
             return
-        this = here(config)
+        mine = [one for one in mine if one.libvirtd == libvirtd or host.process(one.libvirtd.pid) != one.libvirtd]
+        try:
+            this = here(config)
+        except CannotTell:
+            # sanlock is away. What there is to give back, the next sweep gives; a join must not wait for this start.
+            for one in mine:
+                if qemu_of(one) is None:
+                    instance.write(one._replace(state="over"))
+            raise
         for one in mine:
-            if one.libvirtd == libvirtd or host.process(one.libvirtd.pid) != one.libvirtd:
-                left = end(one, this)
-                if left is not None and left.state == "draining":
-                    draining.append(left)
+            left = end(one, this, by_errand=False)
+            if left is not None and left.state == "draining":
+                draining.append(left)
     for one in draining:
         step("writing out the page cache")
         drain(one)
@@ -271,13 +293,15 @@ def reconnect(xml: bytes, libvirtd: Process) -> None:
     with hostlock.held():
         this = here(config)
         for one in instance.load_all():
-            qemu = qemu_of(one) if one.uuid == domain.uuid and one.state != "draining" else None
+            # Nor an intent: of a file that a running guest was found to have open there may be one beside its record.
+            qemu = qemu_of(one) if one.uuid == domain.uuid and one.state in ("held", "running") else None
             if qemu is None:
                 continue
             one = one._replace(libvirtd=libvirtd)
             instance.write(one)
             if one.state == "held":
                 one = hand_over(one, qemu, this)
+            one = look(one, qemu, this)  # what was attached while it ran
             if instance.pending(one):
                 errand.see_to(one)
             return
@@ -301,7 +325,7 @@ def adopt(domain: Domain, libvirtd: Process, this: Here) -> None:
         needs = Needs((claim_on_itself(domain),))
         tolerance.object(error)
     held = admit(domain, needs, None, others, this, libvirtd, tolerance)
-    hand_over(held, qemus[0].process, this)
+    look(hand_over(held, qemus[0].process, this), qemus[0].process, this)
     report_tolerated(domain, tolerance)
     word = "alarm" if tolerance.objections else "adopted"
     events.record(word, f"{domain.name} ran without leases", domain=domain.name, uuid=domain.uuid)

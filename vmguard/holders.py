@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Who has a lease, in words: the owners on disk, made readable by the notes beside the lease. Reads only."""
 
-from typing import Dict, Iterable, Iterator, List, Optional, Tuple
-
+from vmguard._typing import Dict, Iterable, Iterator, List, Optional, Tuple
 from vmguard.claims import Claim, Mode
 from vmguard.errors import CannotTell, Holder
 from vmguard.instance import Instance, Want
@@ -47,9 +46,14 @@ def _wanted(identity: str, instance: Instance) -> Optional[Want]:
 
 
 def gone(owner: Owner, states: Dict[int, HostState]) -> bool:
-    """Whether an entry of a lease's owners is what a host left behind when it went. A silent host is not gone."""
+    """
+    Whether an entry of a lease's owners is what a host left behind when it went. A silent host is not gone; nor is one
+    that has joined anew since it was looked at: its state is that of an earlier membership.
+    """
     state = states.get(owner.host_id)
-    return state is not None and (state.state in ("dead", "free") or state.generation > owner.generation)
+    if state is None or state.generation < owner.generation:
+        return False
+    return state.generation > owner.generation or state.state in ("dead", "free")
 
 
 def anywhere(identity: str, store: Store, states: Dict[int, HostState], slot: str = "lease") -> List[Holder]:

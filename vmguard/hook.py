@@ -15,9 +15,9 @@ kills a running guest.
 
 import os
 import sys
-from typing import Callable, Dict, List
 
 from vmguard import deadline, events, guard, host
+from vmguard._typing import Callable, Dict, List
 from vmguard._xml import MAX_BYTES
 from vmguard.config import load
 from vmguard.errors import Error, Late, Misconfigured, Refused
@@ -25,6 +25,9 @@ from vmguard.report import sentence
 
 REFUSE = 1
 END_GUEST = 3
+
+# Nobody calls these again.
+LATER = ("started", "release")
 
 Operation = Callable[[bytes, host.Process], None]
 Filter = Callable[[bytes, host.Process], bytes]
@@ -67,6 +70,8 @@ def answer(operation: str, name: str, xml: bytes, libvirtd: int) -> deadline.Out
         status, text = status_of(operation, error), sentence(error, name)
         event = {REFUSE: "refused", END_GUEST: "ended"}.get(status, "alarm")
         events.record(event, text, domain=name, operation=operation, error=type(error).__name__)
+        if operation in LATER and not status:
+            guard.leave_to_errand(name)
         return status, text
 
 
@@ -82,6 +87,8 @@ def outcome_of(operation: str, name: str, xml: bytes, libvirtd: int) -> deadline
         text = sentence(error, name)
         status = 0 if error.tolerated else status_of(operation, error)
         events.record("refused" if status else "late", text, domain=name, operation=operation, reason=error.tolerated)
+        if operation in LATER:
+            guard.leave_to_errand(name)
         return status, text
     except deadline.Bug as bug:
         events.record("bug", str(bug), domain=name, operation=operation)

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """This host: who it is, which boot this is, which processes and which QEMUs run on it."""
 
-import hashlib
 import os
-import re
-from typing import Dict, List, NamedTuple, Optional, Tuple
 
+from vmguard._light import re, sha256
+from vmguard._typing import Dict, List, NamedTuple, Optional, Tuple
 from vmguard.errors import Misconfigured, Unresolvable
 
 # Where the facts come from; a test points them elsewhere.
@@ -38,7 +37,7 @@ class Qemu(NamedTuple):
     args: Tuple[str, ...]
 
 
-def _read(path: str) -> Optional[bytes]:
+def read(path: str) -> Optional[bytes]:
     """The whole of a small file; None where it cannot be read (any more)."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -69,19 +68,19 @@ def key() -> HostKey:
     Two machines cloned from one image share it where their firmware does not tell them apart. Raises Misconfigured
     without a machine id.
     """
-    machine_id = (_read(MACHINE_ID) or b"").strip()
+    machine_id = (read(MACHINE_ID) or b"").strip()
     if not re.fullmatch(
         rb"[0-9a-f]{32}", machine_id
     ):  # machine-id(5): "uninitialized", or empty, before the first boot
         raise Misconfigured(MACHINE_ID, "this host has no machine id", "run `systemd-machine-id-setup`")
-    product = (_read(PRODUCT_UUID) or b"").strip().lower()
-    return HostKey(hashlib.sha256(machine_id + b"\n" + product).hexdigest()[:16], name())
+    product = (read(PRODUCT_UUID) or b"").strip().lower()
+    return HostKey(sha256(machine_id + b"\n" + product).hexdigest()[:16], name())
 
 
 def boot_id() -> str:
     """One string for this boot. Raises Unresolvable."""
     path = os.path.join(PROC, "sys/kernel/random/boot_id")
-    data = _read(path)
+    data = read(path)
     if not data:
         raise Unresolvable(path, "it cannot be read")
     return data.decode("ascii", "replace").strip()
@@ -89,7 +88,7 @@ def boot_id() -> str:
 
 def _stat(path: str) -> Optional[Tuple[str, int]]:
     """State and start of a process or thread: fields 3 and 22 of its stat file, see proc(5)."""
-    data = _read(path)
+    data = read(path)
     # The second field is the name in brackets, and a name may hold brackets and blanks of its own.
     fields = data.rpartition(b") ")[2].split() if data else []
     if len(fields) < 20:
@@ -116,10 +115,11 @@ def alive(one: Process) -> bool:
     found = _stat(f"{PROC}/{one.pid}/stat")
     if found is None or found[1] != one.start:
         return False
-    return found[0] not in _DEAD or bool(_threads_left(one.pid))
+    return found[0] not in _DEAD or bool(threads(one.pid))
 
 
-def _threads_left(pid: int) -> List[str]:
+def threads(pid: int) -> List[str]:
+    """The directories in /proc of the living threads of a process."""
     base = f"{PROC}/{pid}/task"
     try:
         threads = os.listdir(base)
@@ -129,15 +129,30 @@ def _threads_left(pid: int) -> List[str]:
     return [path for path, state in states if state is not None and state[0] not in _DEAD]
 
 
+def children(parent: int) -> List[int]:
+    """The processes that a process has begun and that have not been adopted by another."""
+    found = []
+    try:
+        pids = [int(entry) for entry in os.listdir(PROC) if entry.isdecimal()]
+    except OSError:
+        return []
+    for pid in pids:
+        data = read(f"{PROC}/{pid}/stat")
+        fields = data.rpartition(b") ")[2].split() if data else []  # as in _stat; the fourth is the parent
+        if len(fields) > 1 and int(fields[1]) == parent:
+            found.append(pid)
+    return found
+
+
 def _arguments(pid: str) -> Tuple[str, ...]:
-    data = _read(f"{PROC}/{pid}/cmdline")
+    data = read(f"{PROC}/{pid}/cmdline")
     if not data:
         # A kernel thread, or a dead first thread: then the others still have the arguments.
         found = _stat(f"{PROC}/{pid}/stat") if data is not None else None
         if found is None or found[0] not in _DEAD:
             return ()
-        left = _threads_left(int(pid))
-        data = _read(f"{left[0]}/cmdline") if left else None
+        left = threads(int(pid))
+        data = read(f"{left[0]}/cmdline") if left else None
     if not data or (b"-uuid\0" not in data and b"-name\0" not in data):
         return ()
     return tuple(os.fsdecode(argument) for argument in data.rstrip(b"\0").split(b"\0"))
@@ -204,7 +219,7 @@ def is_incoming(pid: int) -> bool:
 
 def libvirt_has_sanlock_plugin(pid: int) -> Optional[bool]:
     """Whether this libvirtd or virtqemud has loaded its sanlock lock driver; None where that cannot be seen."""
-    maps = _read(f"{PROC}/{int(pid)}/maps")
+    maps = read(f"{PROC}/{int(pid)}/maps")
     if not maps:
         return None
     return b"/lock-driver/sanlock.so" in maps

@@ -9,9 +9,9 @@ deadline (deadline.py), and is killed when that passes.
 import fcntl
 import os
 from contextlib import contextmanager
-from typing import Iterator
 
 from vmguard import paths
+from vmguard._typing import Iterator
 from vmguard.errors import RecordBroken
 
 

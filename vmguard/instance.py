@@ -11,14 +11,15 @@ States of a record:
     intent   what will be taken is known, some of it may have been. Found under the host lock, its maker is dead.
     held     `prepare` said yes. Every lease is an orphan of this host; a QEMU may or may not exist.
     running  `started` found the QEMU; exclusive leases are QEMU's own (owner "qemu") or stay orphans (owner "host").
+    over     QEMU is gone, and could not be given back for: sanlock did not answer. The next sweep does.
     draining QEMU is gone, all is given back but the drain marks: the page cache is being written out.
 """
 
-import json
 import os
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 from vmguard import paths
+from vmguard._light import dumps, loads
+from vmguard._typing import Any, Dict, List, NamedTuple, Optional, Tuple
 from vmguard.claims import Claim, Mode
 from vmguard.errors import RecordBroken
 from vmguard.host import Process
@@ -39,6 +40,8 @@ class Want(NamedTuple):
     ticket: Optional[int] = None
     # The version of the drain mark, for what the guest writes through the page cache of this host.
     drain: Optional[int] = None
+    # The same path is another storage object at the source: it must be one that the migration copies into.
+    other_disk: bool = False
     drains: bool = False  # it is such a thing, whether the mark is held already or still the source's
 
 
@@ -134,7 +137,7 @@ def write(instance: Instance) -> None:
     try:
         os.makedirs(directory(), mode=0o755, exist_ok=True)
         with open(temporary, "w", encoding="ascii") as file:
-            json.dump(_plain(instance), file)
+            file.write(dumps(_plain(instance)))
         os.rename(temporary, target)
     except OSError as error:
         raise RecordBroken(target, error.strerror or str(error)) from error
@@ -166,7 +169,7 @@ def load(name: str) -> Optional[Instance]:
     path = os.path.join(directory(), name)
     try:
         with open(path, encoding="ascii") as file:
-            return _instance(json.load(file))
+            return _instance(loads(file.read()))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:

@@ -5,8 +5,8 @@ not do, and also while it is down.
 """
 
 import os
-from typing import NamedTuple, Optional
 
+from vmguard._typing import NamedTuple, Optional
 from vmguard._xml import read
 from vmguard.errors import BadDomain
 

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """This host as a member of the lockspace, and what that allows it to claim."""
 
-from typing import Dict, List, NamedTuple
-
 from vmguard import host
+from vmguard._typing import Dict, List, NamedTuple
 from vmguard.claims import Claim
 from vmguard.config import Config
 from vmguard.errors import Error, LocalStore, NoWatchdog
@@ -64,8 +63,11 @@ def check_ownership(this: Here, libvirtd: Process) -> None:
     Before the first lease: can QEMU own it? If not, it stays an orphan, and an orphan protects nothing once the
     lockspace is lost, unless a watchdog then resets the host. Raises NoWatchdog.
     """
-    if host.libvirt_has_sanlock_plugin(libvirtd.pid):
-        return
-    if this.config.without_watchdog != "accept" and not client.daemon_facts().use_watchdog:
-        raise NoWatchdog()
-    client.used_by_orphans(this.store.lockspace, True)
+    watchdog = client.daemon_facts().use_watchdog
+    if not host.libvirt_has_sanlock_plugin(libvirtd.pid):
+        if this.config.without_watchdog != "accept" and not watchdog:
+            raise NoWatchdog()
+        client.used_by_orphans(this.store.lockspace, True)
+    elif watchdog:
+        # Until QEMU owns them. `started` may never come, and a QEMU that owns nothing is not killed when the storage is lost.
+        client.used_by_orphans(this.store.lockspace, True)

@@ -12,9 +12,9 @@ the guest is killed: a second writer is proven, and its next write would be the 
 import os
 import signal
 import time
-from typing import List, NamedTuple, Optional, Tuple
 
 from vmguard import events, host, hostlock, instance
+from vmguard._typing import List, NamedTuple, Optional, Tuple
 from vmguard.claims import Mode
 from vmguard.config import Config, load
 from vmguard.deadline import step
@@ -27,8 +27,9 @@ from vmguard.errors import (
     Misconfigured,
     NotJoined,
     SanlockFailed,
+    StateUnproven,
 )
-from vmguard.giving import sweep
+from vmguard.giving import drain, sweep
 from vmguard.host import Process
 from vmguard.instance import Instance, Want
 from vmguard.leases import Lease, client, lockspace, slots
@@ -59,21 +60,60 @@ def join_host() -> Joined:
     if config.store is None or config.host_id is None:
         raise Misconfigured("/etc/vmguard", "this host was not set up", "run `vmguard setup`")
     store = Store.open(config.store, config.cluster)
-    with hostlock.held():
-        if lockspace.state(store, config.host_id) == "joined" and not _any_lost(config):
-            sweep(here(config))
-            return Joined(was_member=True)
-        running = _running()
+    end_of_patience = time.monotonic() + _STARTS_TAKE
+    while True:
+        with hostlock.held():
+            if lockspace.state(store, config.host_id) == "joined" and not _any_lost(config):
+                sweep(here(config))
+                return Joined(was_member=True)
+            beginning = _beginning()
+            if not beginning:
+                return _join_beside(_running(), store, config)
+        # Its QEMU, which nobody could stop yet, would run while others may take what it has.
+        if time.monotonic() > end_of_patience:
+            names = ", ".join(sorted(one.name for one in beginning))
+            raise BadRequest(f"guests are just being started on this host: {names}", "run this again in a moment")
+        time.sleep(0.05)
+
+
+# From the hook's yes to QEMU's process pass some 50 ms; on a host that starves, seconds.
+_STARTS_TAKE = 30.0  # seconds
+
+
+def _beginning() -> List[Instance]:
+    """Starts of this boot to which the hook has said yes, and of which there is no QEMU yet."""
+    boot = host.boot_id()
+    return [
+        one
+        for one in instance.load_all()
+        if one.state == "held"
+        and one.boot_id == boot
+        and host.process(one.libvirtd.pid) == one.libvirtd
+        and qemu_of(one) is None
+    ]
+
+
+def _join_beside(running: List[Tuple[Instance, Process]], store: Store, config: Config) -> Joined:
+    assert config.host_id is not None
+    try:
         for one, qemu in running:
             instance.write(one._replace(frozen=True))
             _signal(qemu, signal.SIGSTOP)
-        try:
-            step("joining the lockspace")
-            lockspace.join(store, config.host_id, host.key())
-        except Error:
-            _thaw(running)  # still no member: nobody can have taken what they had before sanlock calls this host dead
-            raise
-        return _take_back(running, here(config))
+        # The drain marks are void with the rest: what they stand for must be on the medium before.
+        for one in instance.load_all():
+            drain(one._replace(wants=tuple(want for want in one.wants if want.drains)))
+        step("joining the lockspace")
+        lockspace.join(store, config.host_id, host.key())
+    except Error:
+        # While it is no member, nobody can have taken what they had before sanlock calls this host dead. It may be one by
+        # now, though: then what they had is free.
+        now = lockspace.state(store, config.host_id)
+        if now == "joined":
+            _take_back(running, here(config))
+        elif now != "joining":
+            _thaw(running)
+        raise
+    return _take_back(running, here(config))
 
 
 def _any_lost(config: Config) -> bool:
@@ -86,7 +126,7 @@ def _running() -> List[Tuple[Instance, Process]]:
     """Instances of this boot whose QEMU lives, with or without their leases."""
     found = []
     for one in instance.load_all():
-        if one.boot_id == host.boot_id() and one.state != "intent":
+        if one.boot_id == host.boot_id() and one.state in ("held", "running"):
             qemu = qemu_of(one)
             if qemu is not None:
                 found.append((one, qemu))
@@ -102,18 +142,19 @@ def _signal(qemu: Process, number: int) -> None:
 
 
 def _thaw(running: List[Tuple[Instance, Process]]) -> None:
-    for one, qemu in running:
+    for _, qemu in running:  # all of them, before a record that cannot be written ends this
         _signal(qemu, signal.SIGCONT)
+    for one, _ in running:
         instance.write(one._replace(frozen=False))
 
 
 def _take_back(running: List[Tuple[Instance, Process]], this: Here) -> Joined:
     kept, killed, unsure = [], [], []
     for one, qemu in running:
-        if one.generation == this.generation:
-            _thaw([(one, qemu)])
-            continue
         try:
+            if one.generation == this.generation:
+                _thaw([(one, qemu)])
+                continue
             instance.write(_again(one, qemu, this))
         except (InUse, LeaseLost) as error:
             events.record("killed", sentence(error, one.name), domain=one.name, uuid=one.uuid, pid=qemu.pid)
@@ -163,6 +204,8 @@ def _again(one: Instance, qemu: Process, this: Here) -> Instance:
                 continue
             if want.ticket is not None:
                 want = want._replace(ticket=regain(want, slots.ticket(lease), want.ticket, connection))
+                if want.lver is None:
+                    _see_nobody_wrote(want, one, this)
             if want.lver is not None or want.ticket is None:
                 want = want._replace(lver=regain(want, lease, want.lver, connection))
             if want.drain is not None:
@@ -177,6 +220,20 @@ def _again(one: Instance, qemu: Process, this: Here) -> Instance:
         if not want.missing:
             write_notes(want, again, this, writer_of(want, again))
     return again
+
+
+def _see_nobody_wrote(want: Want, one: Instance, this: Here) -> None:
+    """
+    Whether nobody has come in by the lease while the ticket was void: a start acquires the lease alone. Whoever does so from
+    now on sees the ticket.
+
+    Raises LeaseLost where the note of the lease names another writer, StateUnproven where it says nothing.
+    """
+    note = this.store.note(want.claim.identity)
+    if note is None or note.writer is None or note.lver != client.version(this.store.lease(want.claim.identity)):
+        raise StateUnproven(want.claim, 0.0)
+    if note.writer.uuid != one.uuid:
+        raise LeaseLost(want.claim, None, note.lver)
 
 
 def _again_exclusively(want: Want, place: Lease, connection: client.Connection) -> int:

@@ -6,12 +6,12 @@ One start only, with a reason, on this host, until the next boot or for an hour:
 later. A file under /run/vmguard/overrides, taken away by the start that uses it before anything else happens.
 """
 
-import json
 import os
 import time
-from typing import List, NamedTuple, Optional
 
 from vmguard import paths
+from vmguard._light import dumps, loads
+from vmguard._typing import List, NamedTuple, Optional
 from vmguard.errors import RecordBroken
 
 # Long enough to give the word, look once more and start; short enough that a forgotten one does not lie in wait.
@@ -39,7 +39,7 @@ def give(override: Override) -> None:
     try:
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
         with open(temporary, "w", encoding="ascii") as file:
-            json.dump(override._asdict(), file)
+            file.write(dumps(override._asdict()))
         os.rename(temporary, path)
     except OSError as error:
         raise RecordBroken(path, error.strerror or str(error)) from error
@@ -48,7 +48,7 @@ def give(override: Override) -> None:
 def _read(path: str) -> Optional[Override]:
     try:
         with open(path, encoding="ascii") as file:
-            override = Override(**json.load(file))
+            override = Override(**loads(file.read()))
         age = time.time() - override.given
     except (OSError, ValueError, TypeError):
         return None  # none, or none that can be believed

@@ -6,15 +6,15 @@ From then on sanlock frees them when QEMU dies, and kills QEMU when they are los
 """
 
 import time
-from typing import Optional, Tuple
 
 from vmguard import host, instance
+from vmguard._typing import Dict, Optional, Tuple
 from vmguard.claims import Mode
 from vmguard.errors import LeaseLost, SanlockFailed
 from vmguard.holders import gone
 from vmguard.host import Process
 from vmguard.instance import Instance, Want
-from vmguard.leases import Lease, client, slots
+from vmguard.leases import Lease, Lock, client, slots
 from vmguard.member import Here
 from vmguard.taking import (
     HELD_HERE,
@@ -27,6 +27,11 @@ from vmguard.taking import (
     writer_of,
 )
 
+BUSY = {-16}  # another command about the same process is under way: that says nothing about a lease
+
+# Between the end of a connection and what sanlock makes of it lie milliseconds.
+_SETTLES = 1.0  # seconds
+
 
 def qemu_of(one: Instance) -> Optional[Process]:
     """The living QEMU of an instance: the one it was handed to, else one that carries its uuid."""
@@ -38,8 +43,8 @@ def qemu_of(one: Instance) -> Optional[Process]:
     return None
 
 
-def _owned(want: Want, this: Here) -> Tuple[Tuple[Lease, int], ...]:
-    """What of a want is QEMU's to own, with the version it must have: exclusive leases, and tickets."""
+def _places(want: Want, this: Here) -> Tuple[Tuple[Lease, int], ...]:
+    """The exclusive leases and tickets of a want, each with the version that it must have."""
     if want.missing:
         return ()
     lease = this.store.lease(want.claim.identity)
@@ -51,6 +56,14 @@ def _owned(want: Want, this: Here) -> Tuple[Tuple[Lease, int], ...]:
     return tuple(found)
 
 
+def _stays_with_host(want: Want) -> bool:
+    """
+    Until a guest that migrated in has its drain mark, what it has must outlive its QEMU: its last writes are in the page
+    cache of this host then, and nothing else says so.
+    """
+    return want.drains and want.drain is None
+
+
 def hand_over(held: Instance, qemu: Process, this: Here) -> Instance:
     """
     Make QEMU the owner of the exclusive leases and tickets of an instance, and prove that nobody had them since prepare.
@@ -58,20 +71,30 @@ def hand_over(held: Instance, qemu: Process, this: Here) -> Instance:
     Raises LeaseLost if somebody may have. Without libvirt's plugin QEMU is unknown to sanlock: the leases stay with
     the host, and the proof is the same.
     """
-    owned = [(want, *pair) for want in held.wants for pair in _owned(want, this)]
+    owned = [(want, *pair) for want in held.wants for pair in _places(want, this)]
+    orphans: Dict[str, Lock] = {}
     if client.registered(qemu.pid):
-        before = client.held_by(qemu.pid)  # not empty where an earlier hand-over was cut short
-        try:
-            client.adopt(qemu.pid, [lease for _, lease, _ in owned if lease.name not in before])
-        except SanlockFailed as error:
-            if error.code in OWNED | OWNER_SILENT | MOMENT | NOT_JOINED:
-                raise LeaseLost(owned[0][0].claim, owned[0][2], None) from error
-            raise
-        owner, now = "qemu", client.held_by(qemu.pid)
+        owner, mine = "qemu", [one for one in owned if not _stays_with_host(one[0])]
+        end = time.monotonic() + _SETTLES
+        while True:
+            before = client.held_by(qemu.pid)  # not empty where an earlier hand-over was cut short
+            try:
+                client.adopt(qemu.pid, [lease for _, lease, _ in mine if lease.name not in before])
+                break
+            except SanlockFailed as error:
+                # Somebody else asks about this very QEMU, or the last holder's end has not been seen yet.
+                if error.code not in MOMENT | HELD_HERE or time.monotonic() > end:
+                    if error.code in (OWNED | OWNER_SILENT | MOMENT | NOT_JOINED) - BUSY:
+                        raise LeaseLost(owned[0][0].claim, owned[0][2], None) from error
+                    raise
+            time.sleep(0.002)
+        now = client.held_by(qemu.pid)
     else:
-        owner, now = "host", {lock.name: lock for lock in client.orphans(this.store.lockspace)}
+        owner, mine, now = "host", [], {}
+    if len(mine) < len(owned):
+        orphans = {lock.name: lock for lock in client.orphans(this.store.lockspace)}
     for want, lease, lver in owned:
-        lock = now.get(lease.name)
+        lock = now.get(lease.name) or orphans.get(lease.name)
         if lock is None or lock.lver != lver:
             raise LeaseLost(want.claim, lver, lock.lver if lock else None)
     running = held._replace(state="running", qemu=qemu, owner=owner)
@@ -81,7 +104,23 @@ def hand_over(held: Instance, qemu: Process, this: Here) -> Instance:
         for want in running.wants:  # it had not run so far: from now on it may write
             if want.lver is not None and want.claim.mode is Mode.EXCLUSIVE:
                 write_note(want, running, this, "lease", want.lver, writer_of(want, running))
+    if owner == "qemu":
+        unwatch_orphans(this)
     return running
+
+
+def unwatch_orphans(this: Here, was_hosts: bool = False) -> None:
+    """
+    When no guest depends on leases that its host has for it, their loss is no reason to reset the host. Under the host
+    lock.
+
+    was_hosts: whether there was such a guest until now; otherwise there is something to be done with a watchdog alone.
+    """
+    if (was_hosts or client.daemon_facts().use_watchdog) and not any(
+        one.state in ("intent", "held") or (one.state == "running" and one.owner == "host")
+        for one in instance.load_all()
+    ):
+        client.used_by_orphans(this.store.lockspace, False)
 
 
 # -- a guest that has migrated in: from the ticket to the lease --------------------------------------------------------
@@ -122,6 +161,8 @@ def settle(one: Instance, qemu: Process, this: Here) -> Instance:
                 want = want._replace(drain=drain)
                 one = _keep(one, index, want)
                 write_note(want, one, this, "drain", drain)
+                if want.lver is not None and want.ticket is None and one.owner == "qemu":
+                    _gain(want, this.store.lease(want.claim.identity), qemu, this)  # it was the host's until now
         if want.ticket is not None:
             lease = this.store.lease(want.claim.identity)
             exclusive = want.claim.mode is Mode.EXCLUSIVE
@@ -142,10 +183,6 @@ def _keep(one: Instance, index: int, want: Want) -> Instance:
     return one
 
 
-# Between the end of a connection and what sanlock makes of it lie milliseconds.
-_SETTLES = 1.0  # seconds
-
-
 def _gain(want: Want, place: Lease, qemu: Optional[Process], this: Here) -> Optional[int]:
     """The version at which a lease is now ours (the host's, or QEMU's own); None while somebody else has it."""
     shared = want.claim.mode is Mode.SHARED and "." not in place.name
@@ -161,10 +198,12 @@ def _gain(want: Want, place: Lease, qemu: Optional[Process], this: Here) -> Opti
                 if error.code in OWNED | OWNER_SILENT | MOMENT | HELD_HERE:
                     return None
                 raise
-            lver = 0
+            orphan = {lock.name: lock for lock in client.orphans(this.store.lockspace)}.get(place.name)
+            if orphan is None or orphan.shared != shared:
+                return None  # it is gone by now, or another one: what we have must not be dropped for it
+            lver = orphan.lver
     if qemu is None:
-        found = {lock.name: lock for lock in client.orphans(this.store.lockspace)}
-        return found[place.name].lver if not lver and place.name in found else lver
+        return lver
     end = time.monotonic() + _SETTLES
     while True:
         try:
@@ -180,6 +219,6 @@ def _gain(want: Want, place: Lease, qemu: Optional[Process], this: Here) -> Opti
 def _drop(ticket: Lease, qemu: Optional[Process]) -> None:
     if qemu is not None:
         client.release_of(qemu.pid, ticket)
-        return
+    # The host's, until its guest had the drain mark.
     with client.Connection() as connection:
         connection.give_back(ticket)

@@ -6,14 +6,13 @@ The tables below know the options of QEMU 4.2 to 10.1. Whatever is not in them a
 understood.
 """
 
-from typing import Dict, List, Tuple
-
 from vmguard._boot import QEMU_NAMESPACE
 from vmguard._chardevs import pipe_uses
 from vmguard._found import Found, host_path
 from vmguard._qemublock import PROBED, Graph, named_file
 from vmguard._qemuopts import BadOptions, Tree, text_of, tree
 from vmguard._qemureaders import OPTIONED, Argument, read_file, written
+from vmguard._typing import Dict, List, Tuple
 from vmguard._xml import Element
 from vmguard.domain import Access, Use
 

@@ -9,11 +9,14 @@ commands.
 import errno as errnos
 import os
 import time
-from typing import Callable, Dict, List, Optional
 
 from vmguard import errors
+from vmguard._typing import TYPE_CHECKING, Callable, Dict, List, Optional
 from vmguard.claims import Claim
 from vmguard.text import duration, moment, plain, quoted, typed
+
+if TYPE_CHECKING:
+    from vmguard.openfiles import Finding
 
 # sanlock_rv.h: those an administrator may meet, in words.
 CODES = {
@@ -56,6 +59,26 @@ def message(error: errors.Error) -> str:
     if isinstance(error, errors.BadRequest):
         return error.why + (f"\ndo:  {error.remedy}" if error.remedy else "")
     return sentence(error, "")
+
+
+def finding_words(finding: "Finding") -> str:
+    """What to think of one object that QEMU has open, as a clause."""
+    opened, claim = finding.opened, finding.claim
+    words = {
+        "claimed": "claimed",
+        "leaseless": "claimed, but it runs without this lease (audit mode, or an override)",
+        "dormant": "NOT CLAIMED; only read until its guest arrives",
+        "read": "NOT CLAIMED; only read",
+        "written": "WRITTEN, NOT CLAIMED" if claim is None else f"WRITTEN, but claimed {claim.mode.value} only",
+        "opaque": "given to the guest whole; what is behind it cannot be seen",
+        "unknown": f"cannot be identified: {opened.unknown}",
+    }[finding.verdict.value]
+    return words + ("; the file has been deleted" if opened.deleted else "")
+
+
+def not_open_words(claim: Claim) -> str:
+    """The same for a claim on something that QEMU has not open."""
+    return "claimed, and QEMU does not have it open"
 
 
 # -- one function a kind -----------------------------------------------------------------------------------------------
@@ -209,24 +232,22 @@ def _wrong_disk(error: errors.WrongDisk, domain: str, now: float) -> List[str]:
 
 def _state_stale(error: errors.StateStale, domain: str, now: float) -> List[str]:
     claim, writer = error.claim, error.writer
+    why = {
+        "again": "this state was restored before, and the guest has run since",
+        "since": "the guest has run since the state was saved",
+        "other": f"another guest has had {claim.what} since the state was saved",
+    }[error.how]
     lines = [_head(domain, "the saved state does not fit its disks any more.")]
-    if claim.identity.startswith("vm:"):
-        lines.append(
-            "  why:   "
-            + (
-                "this state was restored before, and the guest has run since"
-                if error.again
-                else "the guest has run since the state was saved"
-            )
-        )
-    else:
-        lines += [_place(claim.what, claim.path), "  why:   it was written since the state was saved"]
-    lines.append(f"  by:    {_holder(writer, claim, now)}")
-    lines.append(
-        "  do:    discard the state and start the guest afresh: virsh managedsave-remove, or virsh start --force-boot."
-    )
-    lines.append(f"         To restore it all the same, and lose what was written: vmguard override {typed(domain)}")
-    return lines
+    if error.how == "other":
+        lines.append(_place(claim.what, claim.path))
+    started = f"started {moment(writer.since)} ({duration(now - writer.since)} ago)" if writer.since is not None else ""
+    return [
+        *lines,
+        f"  why:   {why}",
+        f"  by:    domain {quoted(writer.domain or '?')} on {_where(writer)}, {started}",
+        "  do:    discard the state and start the guest afresh (virsh managedsave-remove, virsh start --force-boot). To",
+        f"         restore it all the same, and lose what was written since: vmguard override {typed(domain)}",
+    ]
 
 
 def _state_unproven(error: errors.StateUnproven, domain: str, now: float) -> List[str]:

@@ -14,11 +14,11 @@ So whoever runs has the lease or the ticket of all that it writes, and each of t
 domain on its way. Both are acquired before the other is looked at, so of two that meet at least one sees the other.
 """
 
-import random
 import time
-from typing import Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
 from vmguard import events, host, instance
+from vmguard._light import random
+from vmguard._typing import Iterable, List, NamedTuple, Optional, Sequence, Set, Tuple
 from vmguard.claims import Claim, Mode
 from vmguard.deadline import step
 from vmguard.errors import (
@@ -58,6 +58,11 @@ class Source(NamedTuple):
     host_id: int
     generation: int
     uuid: str
+    disks: Tuple[Tuple[str, str], ...]  # what it writes there, as path and identity
+
+    def has_another(self, claim: Claim) -> bool:
+        """Whether the path of the claim leads to another storage object there."""
+        return any(path == claim.path and identity != claim.identity for path, identity in self.disks)
 
 
 def _order(claim: Claim) -> Tuple[bool, str]:
@@ -129,6 +134,8 @@ def _take_one(
 ) -> Want:
     claim = want.claim
     holders = local(claim, others, this.host_id)
+    # One that has come here and has the ticket alone: the lease is the source's, and there is nothing to share.
+    holders += local(claim._replace(mode=Mode.EXCLUSIVE), _on_tickets(claim.identity, others), this.host_id)
     if holders:
         raise InUse(claim, holders)
     if not any(has(other, claim.identity, this) for other in others):
@@ -148,6 +155,14 @@ def has(other: Instance, identity: str, this: Here) -> bool:
         and other.generation == this.generation
         and any(want.claim.identity == identity and not want.missing for want in other.wants)
     )
+
+
+def _on_tickets(identity: str, others: Iterable[Instance]) -> List[Instance]:
+    return [
+        other
+        for other in others
+        if any(want.claim.identity == identity and want.ticket is not None and want.lver is None for want in other.wants)
+    ]
 
 
 # -- a start that begins here ------------------------------------------------------------------------------------------
@@ -276,13 +291,15 @@ def source_of(uuid: str, this: Here) -> Optional[Source]:
         return None
     end_of_patience = time.monotonic() + PATIENCE
     while True:
-        found = set()
+        found: Set[Optional[Source]] = set()
         for slot in ("lease", "ticket"):
             for owner, note in _owners(identity, slot, this):
-                known = note is not None and note.uuid == uuid and owner[0] != this.host_id
-                found.add(Source(*owner, uuid) if known else None)
-        if found and None not in found and len(found) == 1:
-            return found.pop()
+                if note is None or note.uuid != uuid or owner[0] == this.host_id:
+                    found.add(None)
+                else:
+                    found.add(Source(*owner, uuid, note.disks))
+        if len({one and one[:2] for one in found}) == 1 and None not in found:
+            return found.pop()  # by lease and ticket, perhaps
         # Between an acquire and its note lies a moment; two hosts at once is the same domain on the way to elsewhere.
         if not found or time.monotonic() > end_of_patience:
             return None
@@ -320,20 +337,28 @@ def _cover(want: Want, source: Source, this: Here, connection: client.Connection
         theirs = [owner == source[:2] and note is not None and note.uuid == source.uuid for owner, note in owners]
         return "nobody" if not owners else "source" if all(theirs) else "other"
 
+    def drained_elsewhere() -> bool:
+        # QEMU at the source writes its cache out before it hands over; ours is the one that is written through.
+        hosts = {owner[0] for owner, _ in _owners(claim.identity, "drain", this)}
+        return bool(hosts - {source.host_id, this.host_id})
+
     end_of_patience = time.monotonic() + PATIENCE
     while True:
         has_lease, has_ticket = whose("lease"), whose("ticket")
         code = 0
         try:
-            if has_lease == "source" and has_ticket == "nobody":
+            if drained_elsewhere():
+                pass  # a dead guest's writes are on their way, and would come to lie over those of this one
+            elif has_lease == "source" and has_ticket == "nobody":
                 lver = connection.acquire(ticket, shared=False)
                 if whose("lease") != "other":
                     return want._replace(ticket=lver)
                 connection.release(ticket)
             elif has_lease == "nobody" and has_ticket in ("nobody", "source"):
                 lver = connection.acquire(lease, shared=shared)
-                if whose("ticket") == has_ticket:
-                    return want._replace(lver=lver)
+                if whose("ticket") == has_ticket and not drained_elsewhere():
+                    other = has_ticket == "nobody" and source.has_another(claim) and claim.what.startswith("disk")
+                    return want._replace(lver=lver, other_disk=other)
                 connection.release(lease, shared=shared)
         except SanlockFailed as error:
             code = error.code
@@ -345,11 +370,16 @@ def _cover(want: Want, source: Source, this: Here, connection: client.Connection
             raise _meaning(code, claim, lease, [], this)
         holders = [
             holder
-            for slot in ("lease", "ticket")
+            for slot in ("lease", "ticket", "drain")
             for holder in try_anywhere(claim.identity, this.store, this.states, slot)
             if not (shared and holder.shared)
+            if slot != "drain" or holder.host_id not in (source.host_id, this.host_id)
         ]
-        strangers = [holder for holder in holders if holder.uuid is not None and holder.uuid != source.uuid]
+        strangers = [
+            holder
+            for holder in holders
+            if holder.slot != "drain" and holder.uuid is not None and holder.uuid != source.uuid
+        ]
         # Both the source's: it drops the ticket this moment. A note may lag behind its lease by as much.
         if strangers or time.monotonic() > end_of_patience:
             raise InUse(claim, strangers or holders)
@@ -386,8 +416,14 @@ def writer_of(want: Want, one: Instance) -> Optional[Writer]:
     return Writer(want.lver, one.uuid, one.name, host.name(), one.since) if want.lver is not None else None
 
 
+# Before the first version of a lease.
+_NOBODY = Writer(0, "", "", "", 0.0)
+
+
 def _writer_before(want: Want, this: Here) -> Optional[Writer]:
     """Who wrote last, where that is certain: the note was written by the owner before us, and no other acquired between."""
+    if want.lver == 1:
+        return _NOBODY
     note = this.store.note(want.claim.identity)
     return note.writer if note is not None and want.lver is not None and note.lver == want.lver - 1 else None
 
@@ -396,17 +432,19 @@ def _check_state(want: Want, before: Optional[Writer], taken: Instance, this: He
     """Whether the saved state that the instance is restored from still fits this disk."""
     claim = want.claim
     mark, saved = taken.image or ("", 0.0)
-    if want.lver == 1:
-        return  # nobody has ever had this lease: the guest was saved before it was guarded
+    if before == _NOBODY:
+        return  # nobody has ever written under this lease: the guest was saved before it was guarded
     if before is None:
         raise StateUnproven(claim, saved)
     writer = Holder(0, before.host, before.domain, before.uuid, since=before.since)
-    if before.uuid != taken.uuid or (saved and saved < before.since):
-        raise StateStale(claim, writer)
+    if before.uuid != taken.uuid:
+        raise StateStale(claim, writer, "other")
+    if saved and saved < before.since:
+        raise StateStale(claim, writer, "since")
     if claim.identity.startswith("vm:") and mark:
         note = this.store.note(claim.identity)
         if note is not None and mark in note.restored:
-            raise StateStale(claim, writer, again=True)
+            raise StateStale(claim, writer, "again")
 
 
 def pass_over(claim: Claim, lver: int, this: Here) -> None:
@@ -416,6 +454,9 @@ def pass_over(claim: Claim, lver: int, this: Here) -> None:
     """
     try:
         note = this.store.note(claim.identity)
+        if note is None and lver == 1:  # the first that ever had it
+            mode = Mode.EXCLUSIVE.value
+            note = Note(claim.identity, mode, 0, 0, 0, host.name(), "", "", claim.path, time.time(), writer=_NOBODY)
         if note is not None and note.lver == lver - 1 and note.writer is not None:
             this.store.write_note(note._replace(lver=lver, host_id=this.host_id, generation=this.generation))
     except CannotTell as error:
@@ -451,12 +492,17 @@ def write_note(want: Want, owner: Instance, this: Here, slot: str, lver: int, wr
         writer=writer,
     )
     try:
-        if slot == "lease" and claim.identity.startswith("vm:"):
-            note = note._replace(restored=_restored(owner, this))
+        if slot != "drain" and claim.identity.startswith("vm:"):
+            written = [want.claim for want in owner.wants if want.claim.mode is Mode.EXCLUSIVE and not want.missing]
+            disks = tuple((claim.path, claim.identity) for claim in written[:_DISKS_NAMED] if claim != want.claim)
+            note = note._replace(restored=_restored(owner, this), disks=disks)
         this.store.write_note(note)
     except CannotTell as error:
         events.record("no-note", str(error), identity=claim.identity)
 
+
+# More than fit on a machine of libvirt (a note has 64 KiB).
+_DISKS_NAMED = 200
 
 # As many as anybody keeps of one guest; the oldest are forgotten.
 _STATES_KEPT = 64

@@ -2,7 +2,6 @@
 """Names and times as they can be shown: names come from strangers, and go to terminals."""
 
 import time
-import unicodedata
 
 
 def quoted(name: str) -> str:
@@ -29,6 +28,8 @@ def plain(name: str) -> str:
 def _shown(character: str) -> str:
     if character == "\\":
         return "\\\\"
+    import unicodedata  # only for those who have a sentence to say
+
     if character == " " or unicodedata.category(character)[0] in "LNPSM":
         return character
     return character.encode("unicode_escape", "backslashreplace").decode("ascii")

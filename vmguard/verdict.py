@@ -5,9 +5,8 @@ What a start would do, without doing it: the same claims, the same order, leases
 The answer is of this moment. Only `guard.prepare`, which takes the leases, can promise anything.
 """
 
-from typing import List, NamedTuple, Optional, Tuple
-
 from vmguard import host, instance
+from vmguard._typing import List, NamedTuple, Optional, Tuple
 from vmguard.claims import Claim, Mode, Needs, claim_on_itself, needs_of
 from vmguard.config import Config, load
 from vmguard.domain import Domain, Use

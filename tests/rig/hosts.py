@@ -135,7 +135,7 @@ class Host:
         shutil.copytree("/etc/libvirt", self.folder + "/etc/libvirt", dirs_exist_ok=True)
         shutil.copytree("/etc/default", self.folder + "/etc/default", dirs_exist_ok=True)
         shutil.rmtree(self.folder + "/etc/libvirt/qemu/networks", ignore_errors=True)
-        if os.path.isdir(self.cluster.tree + "/etc"):
+        if self.cluster.tree and os.path.isdir(self.cluster.tree + "/etc"):
             shutil.copytree(self.cluster.tree + "/etc", self.folder + "/etc", dirs_exist_ok=True)
         self._write("/etc/machine-id", uuid.uuid4().hex + "\n")
         self._write("/etc/hosts", "127.0.0.1 localhost\n" + "".join(f"10.99.0.{n} node{n}\n" for n in range(1, 10)))
@@ -279,8 +279,11 @@ class Host:
             preexec_fn=die_with_parent,
         )
         assert process.stdin
-        process.stdin.write(stdin)
-        process.stdin.close()
+        try:
+            process.stdin.write(stdin)
+            process.stdin.close()
+        except BrokenPipeError:
+            pass  # it has ended already, and its status says why
         process.stdin = None
         return process
 
@@ -295,10 +298,10 @@ class Host:
 
     # -- daemons --------------------------------------------------------------------------------------------------------
 
-    def start_sanlock(self) -> None:
+    def start_sanlock(self, preload: str = "") -> None:
         # Without SANLOCK_PRIVILEGED=0 it needs CAP_SYS_RESOURCE, which containers lack. -w 0: there is no watchdog here.
         self.shell(
-            "mkdir -p /run/sanlock && SANLOCK_PRIVILEGED=0 sanlock daemon "
+            f"mkdir -p /run/sanlock && LD_PRELOAD={preload} SANLOCK_PRIVILEGED=0 sanlock daemon "
             f"-w 0 -l 0 -h 0 -g 5 -U root -G root -e {self.name} >/var/log/sanlock.out 2>&1"
         )
         eventually(lambda: not self.run("sanlock", "client", "status", check=False).status, f"{self}: sanlock answers")
@@ -313,6 +316,22 @@ class Host:
         file = {"sanlock": "/run/sanlock/sanlock.pid", "libvirtd": "/run/libvirtd.pid"}[daemon]
         text = self.read(file).strip()
         return int(text) if text and os.path.exists(self.path(f"/proc/{text}")) else None
+
+    def outside_pid(self, pid: int) -> int:
+        """The number that the machine has for a process of this host."""
+        for entry in os.listdir("/proc"):
+            if entry.isdigit():
+                try:
+                    with open(f"/proc/{entry}/status", encoding="ascii", errors="replace") as file:
+                        spaces = next((line.split() for line in file if line.startswith("NSpid:")), [])
+                    if spaces[-1:] == [str(pid)] and os.stat(f"/proc/{entry}/ns/pid").st_ino == self._pid_space():
+                        return int(entry)
+                except (FileNotFoundError, ProcessLookupError):
+                    continue
+        raise AssertionError(f"{self}: no process {pid}")
+
+    def _pid_space(self) -> int:
+        return os.stat(f"/proc/{self.pid}/ns/pid").st_ino
 
     def signal(self, daemon: str, name: str) -> None:
         """Send STOP, CONT, KILL or TERM to sanlock or libvirtd."""

@@ -33,21 +33,32 @@ def migrating(it: Guest, source: Host, destination: Host, *options: str) -> Iter
     """A migration that stays open, for as long as the guest is busy: QEMU runs at both ends."""
     before = len(destination.hook_calls(it))
     process = source.spawn(*words(it, destination, "--bandwidth", "1", *options))
+
+    def sends() -> bool:
+        assert process.poll() is None, f"the migration has ended: {process.communicate()}"
+        if "started" not in [call.operation for call in destination.hook_calls(it)[before:]]:
+            return False  # QEMU does not wait at its destination yet
+        return "Memory remaining" in source.virsh("domjobinfo", it.uuid, check=False).out
+
     try:
-        eventually(
-            lambda: "started" in [call.operation for call in destination.hook_calls(it)[before:]],
-            "QEMU waits at its destination",
-        )
-        eventually(lambda: "Memory remaining" in source.virsh("domjobinfo", it.uuid, check=False).out, "memory is being sent")
+        eventually(sends, "memory is being sent", within=30)
         yield process
     finally:
         if process.poll() is None:
             source.virsh("domjobabort", it.uuid, check=False)
-        try:
-            process.communicate(timeout=60)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
+        finish(process)
+
+
+def finish(process: "subprocess.Popen[str]", within: float = 60) -> None:
+    """See a command end, or end it. What it started inside the host may outlive it, with its pipes."""
+    try:
+        process.communicate(timeout=within)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        for pipe in (process.stdout, process.stderr):
+            if pipe is not None:
+                pipe.close()
 
 
 def holds(host: Host, it: Guest) -> bool:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Guests that migrate: in each way that libvirt knows, to the wrong disk, over and over with somebody after their disks."""
 
+import glob
 import json
 import os
 import time
@@ -157,6 +158,33 @@ def test_storage_is_copied(node1: Host, node2: Host, images: Images) -> None:
         assert one.read(512) == other.read(512)
 
 
+def test_the_same_path_is_another_disk(node1: Host, node2: Host, images: Images) -> None:
+    """Nothing is copied: the guest would go on writing, from memory, over a disk that it has never seen."""
+    for host in (node1, node2):
+        host.cluster.block_device("web", images.raw(f"{host}.backing"), [host])
+    web = guest("web", [Disk("/dev/rig/web", "block")])
+    node1.start(web)
+    done = migrate(web, node1, node2, check=False)
+    assert done.status
+    said = node2.read("/var/log/vmguard/events.jsonl").splitlines()[-1]
+    assert "another disk here than on host node1" in said, said
+    assert node1.runs(web) and not node2.runs(web)
+    eventually(lambda: not node2.leftovers(), "the destination has nothing left")
+    migrate(web, node1, node2, "--copy-storage-all")
+    settled(node2, web)
+
+
+def test_a_disk_that_was_attached_while_it_ran(node1: Host, node2: Host, images: Images) -> None:
+    """The source has no lease for it; the destination takes it."""
+    disk, more = images.raw("web.img"), images.raw("more.img")
+    web = guest("web", [disk])
+    node1.start(web)
+    node1.virsh("attach-disk", "web", more, "vdb", "--subdriver", "raw")
+    migrate(web, node1, node2)
+    settled(node2, web)
+    assert "web" in node1.refused(guest("thief", [more]))
+
+
 def test_with_a_backing_file_that_was_the_disk(node1: Host, node2: Host, node3: Host, images: Images) -> None:
     """After a snapshot the source still has the base for itself alone, and the destination reads it (A17)."""
     base = images.qcow2("web.qcow2")
@@ -183,6 +211,27 @@ def test_one_side_only_watches(watching: str, node1: Host, node2: Host, images: 
             web.lives()
         finally:
             host.run("rm", "/etc/vmguard/vmguard.conf.d/90-test.conf")
+
+
+def test_from_a_host_of_a_later_version(node1: Host, node2: Host, images: Images) -> None:
+    """
+    Members that are new in its notes are passed over. Notes of another format say nothing: then whose the disk is cannot be
+    known, and nobody gets in.
+    """
+    with Witness(images) as web:
+        node1.start(web.guest)
+        notes = [path for path in glob.glob(node1.cluster.store + "/leases/*.note") if web.guest.uuid in open(path).read()]  # type: ignore[attr-defined]
+        before = {path: open(path, encoding="ascii").read() for path in notes}
+        for path, text in before.items():
+            with open(path, "w", encoding="ascii") as file:
+                file.write(text.replace('"format": 1', '"format": 2'))
+        done = migrate(web.guest, node1, node2, check=False)
+        assert done.status and "its note does not say which domain" in done.err and "node1" in done.err, done.err
+        for path, text in before.items():
+            with open(path, "w", encoding="ascii") as file:
+                file.write(text.replace('"format": 1', '"new": [1], "format": 1'))
+        migrate(web.guest, node1, node2)
+        settled(node2, web.guest)
 
 
 def test_from_a_host_that_had_no_hook(node1: Host, node2: Host, images: Images) -> None:

@@ -114,3 +114,36 @@ def test_garbage_is_no_override(run: Path) -> None:
     (run / "overrides" / "u.json").write_text('{"uuid": "u"}')
     assert overrides.take("u") is None
     assert not (run / "overrides" / "u.json").exists()
+
+
+def test_what_a_later_version_added_is_passed_over() -> None:
+    """A package that was taken back to an older version finds records of guests that run."""
+    one = ONE._replace(coming="migrate", source=(1, 2), image=("mark", 3.5), wants=(Want(CLAIM, None, ticket=4, drain=5),))
+    instance.write(one)
+    assert instance.load_all() == [one]
+    path = Path(instance.directory(), "u.1.json")
+    record = json.loads(path.read_text())
+    record["new"] = record["wants"][0]["new"] = record["wants"][0]["claim"]["new"] = {}
+    path.write_text(json.dumps(record))
+    assert instance.load_all() == [one]
+
+
+def test_what_an_older_version_did_not_write_has_its_default() -> None:
+    instance.write(ONE)
+    path = Path(instance.directory(), "u.1.json")
+    record = json.loads(path.read_text())
+    for name in ("coming", "source", "image", "frozen"):
+        del record[name]
+    for want in record["wants"]:
+        for name in ("ticket", "drain", "drains", "other_disk"):
+            del want[name]
+        del want["claim"]["cached"]
+    path.write_text(json.dumps(record))
+    assert instance.load_all() == [ONE]
+
+
+def test_what_is_still_to_come() -> None:
+    assert not instance.pending(ONE)
+    for want in (Want(CLAIM, ticket=1), Want(CLAIM, 1, drains=True)):
+        assert instance.pending(ONE._replace(wants=(Want(CLAIM, 7), want)))
+    assert not instance.pending(ONE._replace(wants=(Want(CLAIM, 7, drains=True, drain=2),)))

@@ -9,7 +9,7 @@ Leases: sanlock, the store, who holds what.
     status.py     what the daemon of this host has in memory
 """
 
-from typing import NamedTuple, Optional, Tuple
+from vmguard._typing import NamedTuple, Optional, Tuple
 
 
 class Lease(NamedTuple):
@@ -72,6 +72,8 @@ class Note(NamedTuple):
     writer: Optional[Writer] = None
     # Of the lease of a domain itself: marks of its saved states that have been restored, and are so used up.
     restored: Tuple[str, ...] = ()
+    # Likewise: what its guest writes, each as path and identity. A destination sees by it whether a path is the same disk.
+    disks: Tuple[Tuple[str, str], ...] = ()
     format: int = 1
 
 

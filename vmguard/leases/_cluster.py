@@ -2,11 +2,10 @@
 """What makes a directory a store: vmguard.json, the lockspace, and how they come into being."""
 
 import os
-import re
 import time
-from typing import Dict, NamedTuple, Optional, Tuple
 
 from vmguard import host
+from vmguard._typing import Dict, NamedTuple, Optional, Tuple
 from vmguard.errors import StoreBroken
 from vmguard.leases import _files, _notes, client
 from vmguard.leases import _library as lib
@@ -42,7 +41,7 @@ def _identity(data: bytes) -> Optional[Cluster]:
     if found is None:
         return None
     cluster, lockspace, timeout = found.get("cluster"), found.get("lockspace"), found.get("io_timeout")
-    if not (isinstance(cluster, str) and re.fullmatch("[0-9a-f]{32}", cluster) and lockspace == _lockspace(cluster)):
+    if not (isinstance(cluster, str) and _is_hex(cluster, 32) and lockspace == _lockspace(cluster)):
         return None
     if type(timeout) is not int or timeout not in IO_TIMEOUTS:
         return None
@@ -56,6 +55,10 @@ def _identity(data: bytes) -> Optional[Cluster]:
         _notes.number(created) or 0.0,
         by if isinstance(by, str) else "",
     )
+
+
+def _is_hex(text: str, digits: int) -> bool:
+    return len(text) == digits and set(text) <= set("0123456789abcdef")
 
 
 def _lockspace(cluster: str) -> str:

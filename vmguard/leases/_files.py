@@ -8,13 +8,13 @@ renamed (the last one does). What a dead maker left behind is known by that name
 
 import errno
 import os
-import re
 import stat
 import time
 from contextlib import contextmanager
-from typing import Iterator, List, Optional, Tuple
 
 from vmguard import host
+from vmguard._light import re
+from vmguard._typing import Iterator, List, Optional, Tuple
 from vmguard.errors import StoreBroken
 
 # boot (8 digits of its id), pid and start of the maker, then chance
@@ -84,12 +84,13 @@ def read(fd: int, name: str, limit: int) -> Optional[bytes]:
         os.close(file)
 
 
-def make(fd: int, data: bytes, mode: int, owner: Optional[Tuple[int, int]] = None) -> str:
+def make(fd: int, data: bytes, mode: int, owner: Optional[Tuple[int, int]] = None, sync: bool = True) -> str:
     """
     A new file in a directory, on disk when this returns; its name, to be linked or renamed. Raises OSError, and then
     leaves nothing behind.
 
-    owner: user and group; None: those of this process.
+    owner: user and group; None: those of this process. sync: False spares the wait for the disk; a power cut may then
+    leave an empty file.
     """
     me = host.process(os.getpid())
     start = me.start if me is not None else 0
@@ -102,7 +103,8 @@ def make(fd: int, data: bytes, mode: int, owner: Optional[Tuple[int, int]] = Non
         if owner is not None:
             os.fchown(file, *owner)
         os.fchmod(file, mode)
-        os.fsync(file)
+        if sync:
+            os.fsync(file)
     except BaseException:
         os.unlink(name, dir_fd=fd)
         raise
@@ -138,14 +140,15 @@ def _same(fd: int, one: str, other: str) -> bool:
     return (first.st_dev, first.st_ino) == (second.st_dev, second.st_ino)
 
 
-def replace(fd: int, new: str, name: str) -> None:
+def replace(fd: int, new: str, name: str, sync: bool = True) -> None:
     """Give a new file its name, in place of one that may be there. Raises OSError."""
     try:
         os.rename(new, name, src_dir_fd=fd, dst_dir_fd=fd)
     except OSError:
         drop(fd, new)
         raise
-    os.fsync(fd)
+    if sync:
+        os.fsync(fd)
 
 
 def abandoned(fd: int) -> List[str]:

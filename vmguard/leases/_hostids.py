@@ -2,12 +2,12 @@
 """Host ids: which machine is which host of the lockspace. One file for each, that only its machine writes again."""
 
 import os
-import re
 import time
 from contextlib import AbstractContextManager
-from typing import List, Optional, Tuple
 
 from vmguard import host
+from vmguard._light import re
+from vmguard._typing import List, Optional, Tuple
 from vmguard.errors import BadRequest, HostIdTaken, StoreBroken
 from vmguard.leases import _files, _notes
 from vmguard.leases._notes import HostRecord

@@ -4,9 +4,8 @@ Notes and host records as bytes. What comes in was written by other hosts, of ot
 checked.
 """
 
-import json
-from typing import Any, Dict, NamedTuple, Optional
-
+from vmguard._light import dumps, loads
+from vmguard._typing import Any, Dict, NamedTuple, Optional, Tuple
 from vmguard.claims import Mode
 from vmguard.leases import Note, Writer
 from vmguard.leases.slots import SUFFIXES
@@ -30,15 +29,15 @@ class HostRecord(NamedTuple):
 def members(data: bytes) -> Optional[Dict[str, Any]]:
     """The object in a JSON text; None for anything else."""
     try:
-        found = json.loads(data.decode("utf-8"))
+        found = loads(data.decode("utf-8"))
     except (ValueError, RecursionError):  # ValueError: of decoding and of JSON
         return None
     return found if isinstance(found, dict) else None
 
 
 def text(content: Dict[str, Any]) -> bytes:
-    """As JSON, readable for people too. Names that are no Unicode become escapes, and come back as they were."""
-    return json.dumps(content, indent=1).encode("ascii") + b"\n"
+    """As JSON in one line. Names that are no Unicode become escapes, and come back as they were."""
+    return dumps(content).encode("ascii") + b"\n"
 
 
 def number(found: Any) -> Optional[float]:
@@ -77,7 +76,22 @@ def decode_note(data: bytes) -> Optional[Note]:
         return None
     restored = found.get("restored")
     marks = tuple(str(mark) for mark in restored) if isinstance(restored, list) else ()
-    return Note(**strings, **numbers, since=since, writer=_writer(found.get("writer")), restored=marks)
+    return Note(
+        **strings,
+        **numbers,
+        since=since,
+        writer=_writer(found.get("writer")),
+        restored=marks,
+        disks=_pairs(found.get("disks")),
+    )
+
+
+def _pairs(found: Any) -> Tuple[Tuple[str, str], ...]:
+    """Pairs of strings, as far as they are such."""
+    if not isinstance(found, list):
+        return ()
+    pairs = (pair for pair in found if isinstance(pair, list) and len(pair) == 2)
+    return tuple((one, other) for one, other in pairs if isinstance(one, str) and isinstance(other, str))
 
 
 def _writer(found: Any) -> Optional[Writer]:

@@ -17,8 +17,8 @@ import os
 import select
 import time
 from types import TracebackType
-from typing import Callable, Dict, Iterator, Optional, Sequence, Tuple, Type
 
+from vmguard._typing import Callable, Dict, Iterator, Optional, Sequence, Tuple, Type
 from vmguard.errors import BadRequest, CannotTell, LeaseDamaged, NotJoined, SanlockDown, SanlockFailed, StoreBroken
 from vmguard.leases import HostState, Lease, Lock, Owner, status
 from vmguard.leases import _library as lib

@@ -10,9 +10,9 @@ record is watched: a living host renews it.
 import errno
 import os
 import time
-from typing import NamedTuple, Optional, Tuple
 
 from vmguard import host
+from vmguard._typing import NamedTuple, Optional, Tuple
 from vmguard.errors import BadRequest, HostIdTaken, LeaseDamaged, Misconfigured, NotJoined
 from vmguard.leases import HostState, _files, client, slots, status
 from vmguard.leases import _library as lib

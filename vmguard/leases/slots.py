@@ -13,8 +13,8 @@ for a while.
 import mmap
 import os
 import struct
-from typing import Tuple
 
+from vmguard._typing import Tuple
 from vmguard.leases import Lease
 
 MiB = 1 << 20

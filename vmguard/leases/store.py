@@ -17,13 +17,12 @@ it, and in a lockspace made anew every other host is dead.
 """
 
 import errno
-import hashlib
 import os
-import re
 import stat
 from contextlib import contextmanager
-from typing import Iterator, List, Optional, Tuple
 
+from vmguard._light import re, sha256
+from vmguard._typing import Iterator, List, Optional, Tuple
 from vmguard.claims import Mode
 from vmguard.errors import BadRequest, LeaseDamaged, StoreBroken
 from vmguard.leases import Lease, Note, _cluster, _files, _notes, client, slots
@@ -35,7 +34,7 @@ _NAME = re.compile(r"[0-9a-f]{40}")
 
 def lease_name(identity: str) -> str:
     """The name of the lease of an identity: 40 characters that sanlock and every filesystem take."""
-    return hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:40]
+    return sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:40]
 
 
 class Store(HostIds):
@@ -248,15 +247,19 @@ class Store(HostIds):
 
     def write_note(self, note: Note) -> None:
         """
-        Put a note beside its lease: one for its exclusive holder, one per host else. On disk when this returns: a
-        power cut must not bring an older one back. Raises StoreBroken.
+        Put a note beside its lease: one for its exclusive holder, one per host else. Raises StoreBroken.
+
+        The disk is not waited for. A power cut may bring an older note back, or an empty file: its version is not the
+        lease's then, so it says nothing. But which saved states are used up is in the notes alone: those are on disk
+        when this returns.
         """
         name = lease_name(note.identity) + slots.SUFFIXES[note.slot]
         if note.slot == "lease" and note.mode != Mode.EXCLUSIVE.value:
             name += f".{note.host_id}"
         with _files.directory(os.path.join(self.path, "leases")) as fd:
-            new = _files.make(fd, _notes.encode_note(note), 0o640)
-            _files.replace(fd, new, name + ".note")
+            sync = bool(note.restored)
+            new = _files.make(fd, _notes.encode_note(note), 0o640, sync=sync)
+            _files.replace(fd, new, name + ".note", sync)
 
     def note(self, identity: str, slot: str = "lease") -> Optional[Note]:
         """The note of the exclusive holder of a slot, true only where the lease agrees. Raises StoreBroken."""

@@ -17,7 +17,7 @@ can stand in.
     images.py              image headers and backing chains (formats.py, qcow.py, vmdk.py, virtualpc.py, filenames.py)
 """
 
-from typing import TYPE_CHECKING, List, NamedTuple, Optional, Tuple
+from vmguard._typing import TYPE_CHECKING, List, NamedTuple, Optional, Tuple
 
 if TYPE_CHECKING:
     from vmguard.domain import Location

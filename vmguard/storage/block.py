@@ -5,9 +5,8 @@ Block devices: by device number, so that every name and link of one device falls
 All of them return a Storage without `used_by_host`, which is added here.
 """
 
-import re
-from typing import Iterable, List, Optional, Tuple
-
+from vmguard._light import re
+from vmguard._typing import Iterable, List, Optional, Tuple
 from vmguard.errors import Unresolvable
 from vmguard.storage import Storage, disks, dm, hostuse, loops, network
 from vmguard.storage.facts import Devno

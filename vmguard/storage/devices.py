@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Devices given to a guest whole (PCI, SCSI, USB), NVMe disks by PCI address, and the character devices of disks."""
 
-import re
-from typing import List, Tuple
-
+from vmguard._light import re
+from vmguard._typing import List, Tuple
 from vmguard.domain import NvmeNamespace, PciDevice, ScsiUnit, UsbDevice
 from vmguard.errors import Unresolvable
 from vmguard.storage import Storage, block, disks

@@ -7,9 +7,8 @@ hypervisor or a cheap
 bridge made up is not: it counts together with the machine it was seen on, and only on a bus that no other host shares.
 """
 
-import re
-from typing import List, NamedTuple, Optional, Tuple
-
+from vmguard._light import re
+from vmguard._typing import List, NamedTuple, Optional, Tuple
 from vmguard.errors import Unresolvable
 from vmguard.storage import Storage, block
 from vmguard.storage.facts import Devno

@@ -4,9 +4,8 @@ device-mapper: the uuid that its maker gave a map says what it is. Multipath, pa
 hand; LVM in lvm.py.
 """
 
-import re
-from typing import List, Tuple
-
+from vmguard._light import re
+from vmguard._typing import List, Tuple
 from vmguard.errors import Unresolvable
 from vmguard.storage import Storage, block, disks, lvm
 from vmguard.storage.host import Host, plain

@@ -10,7 +10,8 @@ import errno
 import fcntl
 import os
 import stat
-from typing import NamedTuple, Protocol, Tuple
+
+from vmguard._typing import NamedTuple, Protocol, Tuple
 
 READ_LIMIT = 1 << 20  # bytes; nothing in /proc, /sys, the udev database or an image header that matters here is larger
 

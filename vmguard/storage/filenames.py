@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """QEMU's file names, as image headers and option strings hold them: paths, URIs, `json:{...}`."""
 
-import json
 import posixpath
-import re
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
+from vmguard._light import json, re
+from vmguard._typing import Any, Dict, List, NamedTuple, Optional, Tuple
 from vmguard.domain import HostPath, Location, NetworkVolume, NvmeNamespace
 from vmguard.errors import Unresolvable
 

@@ -8,8 +8,8 @@ on its kind.
 
 import posixpath
 import stat
-from typing import NamedTuple, Optional, Tuple
 
+from vmguard._typing import NamedTuple, Optional, Tuple
 from vmguard.errors import Unresolvable
 from vmguard.storage import Storage, block, filesystems, hostuse, nfs, overlay
 from vmguard.storage.facts import Stat

@@ -8,10 +8,10 @@ time: `tune2fs -U` on a mounted filesystem leaves it stale), sysfs, the udev dat
 """
 
 import errno
-import re
 import struct
-from typing import Callable, NamedTuple, Optional, Tuple
 
+from vmguard._light import re
+from vmguard._typing import Callable, NamedTuple, Optional, Tuple
 from vmguard.errors import Unresolvable
 from vmguard.storage.facts import Devno
 from vmguard.storage.host import Host, Mount, words

@@ -5,8 +5,8 @@ strangers: every offset and length is checked against a bound before it is used.
 """
 
 import struct
-from typing import Callable, Dict, NamedTuple, Optional, Tuple
 
+from vmguard._typing import Callable, Dict, NamedTuple, Optional, Tuple
 from vmguard.storage import qcow, virtualpc, vmdk
 from vmguard.storage.header import BadHeader, Reader
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Reading an image's header, piece by piece, within bounds."""
 
-from typing import Callable, Optional
+from vmguard._typing import Callable, Optional
 
 PIECE_LIMIT = 1 << 20  # bytes in one piece: the longest is a vmdk descriptor, for which QEMU has the same limit
 _OFFSET_LIMIT = 1 << 62  # beyond the end of any file, below what lseek takes

@@ -7,12 +7,11 @@ what it will not say is Unresolvable, never silently "no".
 """
 
 import errno
-import hashlib
 import os
 import posixpath
-import re
-from typing import TYPE_CHECKING, Callable, Dict, List, NamedTuple, Optional, Tuple, TypeVar
 
+from vmguard._light import re, sha256
+from vmguard._typing import TYPE_CHECKING, Callable, Dict, List, NamedTuple, Optional, Tuple, TypeVar
 from vmguard.errors import Unresolvable
 from vmguard.storage import Storage
 from vmguard.storage.facts import READ_LIMIT, Devno, Facts, Stat
@@ -130,8 +129,7 @@ class Host:
             path = "/proc/self/mountinfo"
             # larger than READ_LIMIT on hosts with thousands of containers
             data = asked(path, lambda: self.facts.read(path, 64 * READ_LIMIT))
-            found = [_mount(line) for line in data.decode("utf-8", "surrogateescape").split("\n")]
-            self._mounts = tuple(mount for mount in found if mount)
+            self._mounts = mounts_in(data)
         return self._mounts
 
     def mount_of(self, found: Stat, path: str) -> Mount:
@@ -160,7 +158,7 @@ class Host:
             product = self.text("/sys/class/dmi/id/product_uuid") or ""
             if machine == "uninitialized" or not (machine or product):
                 raise Unresolvable("/etc/machine-id", "it does not say which machine this is")
-            self._machine = hashlib.sha256(f"{machine}\n{product.lower()}".encode()).hexdigest()[:16]
+            self._machine = sha256(f"{machine}\n{product.lower()}".encode()).hexdigest()[:16]
         return self._machine
 
 
@@ -229,6 +227,12 @@ def within(mount: Mount, path: str) -> str:
     """The place in the mounted filesystem of a path without symbolic links."""
     rest = posixpath.relpath(path, mount.point) if inside(path, mount.point) else "."
     return posixpath.normpath(posixpath.join(mount.root, rest))
+
+
+def mounts_in(data: bytes) -> Tuple[Mount, ...]:
+    """The lines of a mountinfo file."""
+    found = [_mount(line) for line in data.decode("utf-8", "surrogateescape").split("\n")]
+    return tuple(mount for mount in found if mount)
 
 
 def _mount(line: str) -> Optional[Mount]:

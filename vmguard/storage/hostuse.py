@@ -6,8 +6,8 @@ Something that merely lies on it is no use (a signature of LVM, an unmounted loo
 """
 
 import stat
-from typing import List, Optional, Tuple
 
+from vmguard._typing import List, Optional, Tuple
 from vmguard.storage import block, dm, loops, lvm
 from vmguard.storage.facts import Devno, Stat
 from vmguard.storage.host import DEPTH_LIMIT, Host, unescape

@@ -8,8 +8,8 @@ believed is "cannot tell", never "nothing behind it".
 
 import posixpath
 import stat
-from typing import List, NamedTuple, Optional, Set, Tuple
 
+from vmguard._typing import List, NamedTuple, Optional, Set, Tuple
 from vmguard.domain import HostPath, Location
 from vmguard.errors import Unresolvable
 from vmguard.storage import Layer, filenames, formats

@@ -2,8 +2,8 @@
 """From a location, as a domain names it, to storage: which resolver is asked."""
 
 import stat
-from typing import Tuple
 
+from vmguard._typing import Tuple
 from vmguard.domain import HostPath, Location, NetworkVolume, NvmeNamespace, PciDevice, PoolVolume, ScsiUnit, UsbDevice
 from vmguard.errors import Unresolvable
 from vmguard.storage import Storage, block, devices, files, network, pools

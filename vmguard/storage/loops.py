@@ -4,8 +4,8 @@
 import os
 import stat
 import struct
-from typing import Dict, List, NamedTuple, Optional, Tuple
 
+from vmguard._typing import Dict, List, NamedTuple, Optional, Tuple
 from vmguard.errors import Unresolvable
 from vmguard.storage import Storage, block, files
 from vmguard.storage.facts import Devno

@@ -7,9 +7,8 @@ Layers and
 hidden volumes are looked through, down to the physical volumes, another volume that it is a snapshot of, or a pool.
 """
 
-import re
-from typing import List, NamedTuple, Optional, Tuple
-
+from vmguard._light import re
+from vmguard._typing import List, NamedTuple, Optional, Tuple
 from vmguard.errors import Unresolvable
 from vmguard.storage import Storage, block
 from vmguard.storage.facts import Devno

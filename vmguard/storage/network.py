@@ -5,9 +5,9 @@ is named first.
 """
 
 import posixpath
-import re
-from typing import Optional, Tuple
 
+from vmguard._light import re
+from vmguard._typing import Optional, Tuple
 from vmguard.domain import NetworkVolume
 from vmguard.errors import Unresolvable
 from vmguard.storage import Storage, block

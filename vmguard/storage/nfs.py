@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """NFS, from both ends: what a client sees, and what this host serves to others."""
 
-from typing import Optional, Tuple
-
+from vmguard._typing import Optional, Tuple
 from vmguard.errors import Unresolvable
 from vmguard.storage.facts import Devno
 from vmguard.storage.host import Host, Mount, inside, unescape, within

@@ -2,10 +2,10 @@
 """overlayfs: which file of which layer a merged path really is."""
 
 import posixpath
-import re
 import stat
-from typing import List, NamedTuple, Optional
 
+from vmguard._light import re
+from vmguard._typing import List, NamedTuple, Optional
 from vmguard.errors import Unresolvable
 from vmguard.storage.facts import Stat
 from vmguard.storage.host import Host, Mount, within

@@ -6,9 +6,9 @@ libvirtd keeps what is active in /run/libvirt/storage, definitions in /etc/libvi
 """
 
 import posixpath
-from typing import List, Union
 
 from vmguard import _xml
+from vmguard._typing import List, Union
 from vmguard.domain import HostPath, NetworkVolume, PoolVolume
 from vmguard.errors import BadDomain, Unresolvable
 from vmguard.storage.host import Host

@@ -2,8 +2,8 @@
 """qcow and qcow2 headers (QEMU, docs/interop/qcow2.txt; version 1: block/qcow.c). All numbers are big endian."""
 
 import struct
-from typing import NamedTuple, Optional
 
+from vmguard._typing import NamedTuple, Optional
 from vmguard.storage.header import BadHeader, Reader
 
 _NAME_LIMIT = 1023  # bytes, both versions

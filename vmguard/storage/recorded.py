@@ -19,8 +19,8 @@ import json
 import os
 import posixpath
 import stat
-from typing import Any, Dict, Optional, Tuple
 
+from vmguard._typing import Any, Dict, Optional, Tuple
 from vmguard.storage.facts import READ_LIMIT, Devno, Facts, Stat
 
 _TYPES = {

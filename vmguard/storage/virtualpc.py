@@ -2,8 +2,8 @@
 """vpc (VHD, big endian) and vhdx (little endian): where a differencing image keeps the name of its parent."""
 
 import struct
-from typing import Dict, Optional
 
+from vmguard._typing import Dict, Optional
 from vmguard.storage.header import BadHeader, Reader
 
 _DIFFERENCING = 4  # VHD 1.0, disk type

@@ -4,10 +4,10 @@ vmdk: the text descriptor, alone in a file or within a sparse image, names a par
 Format 5.0).
 """
 
-import re
 import struct
-from typing import List, NamedTuple, Optional, Tuple
 
+from vmguard._light import re
+from vmguard._typing import List, NamedTuple, Optional, Tuple
 from vmguard.storage.header import PIECE_LIMIT, BadHeader, Reader
 
 _SECTOR = 512

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Storage in words, as a tree."""
 
-from typing import List
-
+from vmguard._typing import List
 from vmguard.storage import Storage
 
 

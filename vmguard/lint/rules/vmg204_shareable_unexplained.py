@@ -3,6 +3,7 @@
 
 from typing import Iterator
 
+from vmguard.claims import GUESTS_SHARE_IT
 from vmguard.lint.doubles import Guest
 from vmguard.lint.findings import Finding, Needs, Rule, Severity
 from vmguard.lint.subject import Meeting
@@ -20,7 +21,7 @@ def compare(guest: Guest, meeting: Meeting) -> Iterator[Finding]:
     """One user: a warning. Several: a notice, which an <allow> with its reason answers."""
     for mark in guest.marks:
         claim = mark.claim
-        if not (mark.direct and claim.what.startswith("disk ") and claim.why == "guests share it"):
+        if not (mark.direct and claim.what.startswith("disk ") and claim.why == GUESTS_SHARE_IT):
             continue
         users = meeting.index.users(claim.identity)
         if users < 2:
