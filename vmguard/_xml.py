@@ -94,10 +94,12 @@ class _Builder:
             raise BadDomain("it has too many elements", line)
         if len(self._open) >= MAX_DEPTH:
             raise BadDomain("its elements are nested too deep", line)
-        named: Dict[str, str] = {}
-        for key, value in zip(attributes[::2], attributes[1::2]):
-            named.setdefault(_split(key)[1], value)
-        namespace, tag = _split(name)
+        named: Dict[str, str] = dict(zip(attributes[::2], attributes[1::2])) if attributes else {}
+        for key in named:
+            if _SEPARATOR in key:  # hardly ever
+                named = _bare(attributes)
+                break
+        namespace, tag = _split(name) if _SEPARATOR in name else ("", name)
         element = Element(tag, namespace, named, line)
         if self._open:
             self._open[-1].children.append(element)
@@ -115,16 +117,23 @@ class _Builder:
         raise BadDomain("it carries a document type", self._parser.CurrentLineNumber)
 
 
+def _bare(attributes: List[str]) -> Dict[str, str]:
+    named: Dict[str, str] = {}
+    for key, value in zip(attributes[::2], attributes[1::2]):
+        named.setdefault(_split(key)[1], value)
+    return named
+
+
 def _split(name: str) -> Tuple[str, str]:
     namespace, separator, bare = name.rpartition(_SEPARATOR)
     return (namespace, bare) if separator else ("", name)
 
 
-def read(xml: bytes) -> Element:
+def read(xml: bytes, builder: Optional[_Builder] = None) -> Element:
     """The root element. Raises BadDomain for what is not well-formed, or is more than the limits above allow."""
     if len(xml) > MAX_BYTES:
         raise BadDomain("it is larger than 4 MiB")
-    builder = _Builder()
+    builder = builder or _Builder()
     try:
         builder.feed(xml)
     except pyexpat.ExpatError as error:

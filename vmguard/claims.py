@@ -89,6 +89,11 @@ def late_needs(domain: Domain, facts: Facts) -> Needs:
     return Needs(tuple(collection.claims.values()), tuple(collection.late))
 
 
+def lies_beneath(claim: Claim) -> bool:
+    """Whether the claim is on something under the storage that its place in the domain names."""
+    return claim.why.startswith(LIES_UNDER)
+
+
 def claims_on(opened: Iterable[Tuple[Storage, Use]]) -> Tuple[Claim, ...]:
     """
     Claims on storage that a running guest has open already, and on what lies under it.

@@ -131,12 +131,19 @@ def parse(xml: bytes) -> Domain:
 
     Raises BadDomain for whatever is not a domain of a QEMU kind, is too large or too deep, or carries a document type.
     """
+    from vmguard._xml import read
+
+    return of_element(read(xml))
+
+
+def of_element(root: "Element") -> Domain:
+    """The same, of XML that was read already. Whatever `line` its elements carry, the uses have. Raises BadDomain."""
     # The readers import the types above.
     from vmguard._boot import QEMU_NAMESPACE, read_boot, read_overrides
     from vmguard._devices import read_devices
     from vmguard._found import Found
 
-    root = _root(xml)
+    root = _domain_of(root)
     name = _name(root.first("name"), root.line)
     uuid = _uuid(root.first("uuid"))
     found = Found()
@@ -176,7 +183,10 @@ def _root(xml: bytes) -> "Element":
     """The <domain>, of a kind that is QEMU's."""
     from vmguard._xml import read
 
-    root = read(xml)
+    return _domain_of(read(xml))
+
+
+def _domain_of(root: "Element") -> "Element":
     if root.tag == "domstatus" and not root.namespace:
         inner = root.first("domain")
         if inner is None:

@@ -5,7 +5,7 @@ import argparse
 from typing import Any, Dict, List, Sequence
 
 from vmguard.claims import Mode, path_of
-from vmguard.cli import _domains, _show
+from vmguard.cli import _domains, _show, lint
 from vmguard.domain import HostPath, Use
 from vmguard.errors import CannotTell, Error, Holder
 from vmguard.report import sentence
@@ -28,11 +28,11 @@ def add(commands: Any) -> None:
     check.set_defaults(run=run_check)
     explain = commands.add_parser(
         "explain",
-        help="how each disk of a domain leads to a lease",
+        help="how each disk of a domain leads to a lease; what a rule of lint is about",
         description="Show for each place where a domain names storage what it physically is, which leases that"
-        " needs, and who has them.",
+        " needs, and who has them. For a rule of vmguard lint (VMG101): why it matters, and what to do.",
     )
-    explain.add_argument("domain", metavar="FILE|DOMAIN")
+    explain.add_argument("domain", metavar="FILE|DOMAIN|RULE")
     explain.set_defaults(run=run_explain)
 
 
@@ -95,7 +95,12 @@ def _objection(error: Error, name: str) -> Dict[str, Any]:
 
 
 def run_explain(options: argparse.Namespace) -> int:
-    """Print the whole way from name to lease."""
+    """Print the whole way from name to lease, or the page of a rule."""
+    if options.domain[:3].upper() == "VMG":
+        page = lint.explain(options.domain)
+        if page is not None:
+            print(page)
+            return 0
     verdict = verdict_of(_domains.domain_of(options.domain))
     print(f"domain {quoted(verdict.domain.name)}, uuid {verdict.domain.uuid}")
     for use in verdict.domain.uses:

@@ -121,8 +121,10 @@ def _open(path: str) -> int:
 
 
 def _mount_id(fd: int) -> int:
-    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as lines:
-        for line in lines:
-            if line.startswith("mnt_id:"):
-                return int(line[len("mnt_id:") :])
-    return 0
+    info = os.open(f"/proc/self/fdinfo/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        text = os.read(info, 4096)  # of an O_PATH descriptor: four short lines
+    finally:
+        os.close(info)
+    _, found, rest = text.partition(b"mnt_id:")
+    return int(rest.split(None, 1)[0]) if found else 0

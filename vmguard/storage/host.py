@@ -2,8 +2,8 @@
 """
 One look at a host: its facts, put the way the resolvers ask for them, each asked once.
 
-A `Host` lives as long as one `resolve`. What the kernel says does not exist is None or empty; what it will not say is
-Unresolvable, never silently "no".
+A `Host` lives as long as one `resolve`, or as its onelook.OneLook. What the kernel says does not exist is None or empty;
+what it will not say is Unresolvable, never silently "no".
 """
 
 import errno
@@ -17,6 +17,7 @@ from vmguard.storage import Storage
 from vmguard.storage.facts import READ_LIMIT, Devno, Facts, Stat
 
 if TYPE_CHECKING:
+    from vmguard.domain import Location
     from vmguard.storage.loops import Behind
 
 PATH_LIMIT = 4096  # bytes, PATH_MAX of limits.h
@@ -47,11 +48,18 @@ class Host:
         self.facts = facts
         self.depth = 0  # how deep the resolvers are nested now
         self.devices: Dict[Devno, Storage] = {}  # resolved so far
+        self.kept: Optional[Dict[Tuple[type, Location], Tuple[Storage, ...]]] = None  # by onelook.py alone
         self.loops: Optional[Dict[str, Behind]] = None  # loop devices in use, by their directories in sysfs
         self._texts: Dict[str, Optional[str]] = {}
         self._names: Dict[str, Tuple[str, ...]] = {}
         self._mounts: Optional[Tuple[Mount, ...]] = None
         self._machine: Optional[str] = None
+
+    @classmethod
+    def of(cls, facts: Facts) -> "Host":
+        """A look at the host of these facts: a new one, or the one that they keep themselves (onelook.py)."""
+        kept = getattr(facts, "host", None)
+        return kept if isinstance(kept, cls) else cls(facts)
 
     def stat(self, path: str) -> Stat:
         """What is at path. Raises Unresolvable."""

@@ -31,7 +31,7 @@ class _Image(NamedTuple):
 
 def chain(path: str, format_: str, facts: Facts) -> Tuple[Layer, ...]:
     """See `vmguard.storage.chain`."""
-    host = Host(facts)
+    host = Host.of(facts)
     found: List[Layer] = []
     seen: Set[Tuple[Devno, int]] = set()
     image: Optional[_Image] = _Image(path, format_)

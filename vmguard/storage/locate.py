@@ -10,10 +10,26 @@ from vmguard.storage import Storage, block, devices, files, network, pools
 from vmguard.storage.facts import Facts
 from vmguard.storage.host import Host, check_path
 
+# Locations of one definition are asked for more than once, and bases by many definitions.
+_KEPT = 2000
+
 
 def resolve(location: Location, facts: Facts) -> Tuple[Storage, ...]:
     """See `vmguard.storage.resolve`."""
-    host = Host(facts)
+    host = Host.of(facts)
+    if host.kept is None:
+        return _resolve(host, location)
+    key = (type(location), location)  # locations of two kinds may have equal fields
+    found = host.kept.get(key)
+    if found is None:
+        found = _resolve(host, location)
+        if len(host.kept) >= _KEPT:
+            host.kept.clear()
+        host.kept[key] = found
+    return found
+
+
+def _resolve(host: Host, location: Location) -> Tuple[Storage, ...]:
     if isinstance(location, PoolVolume):
         location = pools.locate(host, location)
     if isinstance(location, HostPath):

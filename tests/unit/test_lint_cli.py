@@ -1,0 +1,337 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The command: exit status, what is judged and what is only compared with, files that change, the page, the recipes."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any, Dict, Iterator, List
+
+import pytest
+from linting import disk, domain
+
+from vmguard.cli import main
+from vmguard.storage.facts import LiveFacts
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMAND = [
+    sys.executable,
+    "-c",
+    f"import sys; sys.path.insert(0, {str(ROOT)!r}); from vmguard.cli import main; sys.exit(main())",
+]
+
+
+@pytest.fixture
+def guests(tmp_path: Path) -> Path:
+    """web1 and web2 on one disk, and a network beside them."""
+    folder = tmp_path / "guests"
+    (folder / "node1").mkdir(parents=True)
+    (folder / "node2").mkdir()
+    (folder / "node1/web1.xml").write_text(domain("web1", disk("/srv/a.img")))
+    (folder / "node1/web2.xml").write_text(domain("web2", disk("/srv/a.img")))
+    (folder / "node2/web1.xml").write_text(domain("web1", disk("/srv/a.img")))
+    (folder / "node2/default.xml").write_text("<network><name>default</name></network>")
+    return folder
+
+
+def judged(capsys: pytest.CaptureFixture[str], *words: object) -> "tuple[int, Any]":
+    status = main(["lint", "--format", "json", *map(str, words)])
+    return status, json.loads(capsys.readouterr().out)
+
+
+def said(document: Any) -> List[str]:
+    return [f"{one['rule']} {one['domain']}" for one in document["findings"]]
+
+
+@pytest.mark.parametrize(
+    "driver, words, status",
+    [
+        pytest.param("type='raw'", [], 0, id="clean"),
+        pytest.param("type='raw' cache='unsafe'", [], 1, id="error"),
+        pytest.param("type='raw' cache='unsafe'", ["--fail-on", "never"], 0, id="never"),
+        pytest.param("type='raw' cache='unsafe'", ["--ignore", "VMG4"], 0, id="ignored"),
+        pytest.param("type='raw' cache='unsafe'", ["--rules", "VMG1,lockfailure-action"], 0, id="other-rules"),
+        pytest.param("type='raw' cache='unsafe'", ["--rules", "VMG9"], 2, id="no-such-rule"),
+        pytest.param("type='raw'", ["/nowhere.xml"], 2, id="no-such-file"),
+        pytest.param("type='raw'", ["--inventory", "/nowhere"], 2, id="no-such-folder"),
+    ],
+)
+def test_exit_status(driver: str, words: List[str], status: int, tmp_path: Path) -> None:
+    path = tmp_path / "web.xml"
+    path.write_text(domain("web", disk("/srv/a.img", driver=driver)))
+    assert main(["lint", "--offline", str(path), *words]) == status
+
+
+def test_the_threshold(tmp_path: Path) -> None:
+    path = tmp_path / "web.xml"
+    path.write_text(domain("web", disk("/dev/sdb")))
+    assert [main(["lint", "--offline", "--fail-on", least, str(path)]) for least in ("error", "warning", "notice", "never")] == [
+        0, 1, 1, 0,
+    ]  # fmt: skip
+
+
+def test_what_cannot_be_found_out_is_no_finding_and_no_pass(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "web.xml"
+    path.write_text(domain("web", disk("/srv/not/there.img")))
+    status, document = judged(capsys, path)
+    assert (status, said(document)) == (3, ["VMG002 web"])
+    path.write_text(domain("web", disk("/srv/not/there.img", driver="type='raw' cache='unsafe'")))
+    status, document = judged(capsys, path)
+    assert status == 1
+    path.write_text("<domain>")
+    assert judged(capsys, path)[0] == 3
+    path.chmod(0)
+    if os.geteuid():
+        assert judged(capsys, path)[0] == 3
+
+
+def test_a_folder_is_judged_whole(guests: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """web1 on two hosts is one guest; the network is none."""
+    status, document = judged(capsys, "--inventory", guests)
+    assert status == 1
+    assert document["summary"]["definitions"] == 3
+    assert sorted(said(document)) == ["VMG102 web1", "VMG102 web1", "VMG102 web2"]
+
+
+def test_a_file_is_judged_against_the_rest(guests: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, document = judged(capsys, "--offline", "--inventory", guests, guests / "node1/web2.xml")
+    assert status == 1 and said(document) == ["VMG102 web2"]
+    assert (document["summary"]["definitions"], document["summary"]["compared"]) == (1, 2)
+    (finding,) = document["findings"]
+    assert {other["domain"] for other in finding["others"]} == {"web1"}
+
+
+def test_one_path_on_two_hosts_is_a_warning(guests: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (guests / "node1/web1.xml").unlink()
+    status, document = judged(capsys, "--offline", "--inventory", guests)
+    assert status == 0
+    assert {(one["rule"], one["severity"]) for one in document["findings"]} == {("VMG102", "warning")}
+    assert all("different hosts" in one["why"] for one in document["findings"])
+    for name in ("node1/web2.xml", "node2/web1.xml"):  # a name that is the same everywhere
+        path = guests / name
+        path.write_text(path.read_text().replace("/srv/a.img", "/dev/disk/by-id/wwn-0x600a0b80000f1e1c"))
+    assert judged(capsys, "--offline", "--inventory", guests)[0] == 1
+
+
+def test_nothing_to_judge(tmp_path: Path) -> None:
+    assert main(["lint"]) == 2
+    assert main(["lint", str(tmp_path)]) == 2
+
+
+def test_output_and_rules(guests: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "lint.sarif"
+    main(["lint", "--offline", "--format", "sarif", "--output", str(out), str(guests)])
+    assert json.loads(out.read_text())["version"] == "2.1.0"
+    capsys.readouterr()
+    assert main(["rules", "--json"]) == 0
+    rules = json.loads(capsys.readouterr().out)["rules"]
+    assert len(rules) == 42 and rules[0]["code"] == "VMG001"
+    assert main(["explain", "VMG101"]) == 0
+    assert "SEVERITY: error" in capsys.readouterr().out.replace("severity", "SEVERITY")
+
+
+def test_libvirts_schema(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("lxml")
+    if not os.path.exists("/usr/share/libvirt/schemas/domain.rng"):
+        pytest.skip("libvirt's schema is not installed")
+    path = tmp_path / "web.xml"
+    path.write_text(domain("web", disk("/srv/a.img")))
+    assert judged(capsys, "--offline", "--validate", path)[0] == 0
+    path.write_text(domain("web", disk("/srv/a.img", inside="<shareabel/>")))
+    assert judged(capsys, "--offline", path)[0] == 0
+    status, document = judged(capsys, "--offline", "--validate", path)
+    assert status == 1 and said(document) == ["VMG001 web"] and document["findings"][0]["place"]["line"]
+
+
+def test_many_processes_find_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(240):
+        (tmp_path / f"{number:03}.xml").write_text(domain(f"g{number}", disk(f"/srv/{number // 2}.img")))
+    documents = [judged(capsys, "--offline", "--jobs", jobs, tmp_path)[1] for jobs in (1, 3)]
+    assert documents[0] == documents[1] and len(documents[0]["findings"]) == 240
+
+
+def test_a_thing_that_hundreds_have(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(300):
+        (tmp_path / f"{number:03}.xml").write_text(domain(f"g{number}", disk("/srv/one.img")))
+    document = judged(capsys, "--offline", tmp_path)[1]
+    assert len(document["findings"]) == 300
+    assert all(len(one["others"]) == 5 and one["more_others"] >= 290 for one in document["findings"])
+
+
+@pytest.fixture
+def watching(guests: Path) -> "Iterator[subprocess.Popen[str]]":
+    process = subprocess.Popen(
+        [*COMMAND, "lint", "--watch", "--offline", "--format", "github", str(guests / "node1")],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    assert process.stderr.readline().startswith("watching 2 definitions")
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.timeout(60)
+def test_changes_are_judged_as_they_come(watching: "subprocess.Popen[str]", guests: Path) -> None:
+    assert watching.stdout is not None
+    new = guests / "node1/web3.xml"
+    new.write_text(domain("web3", disk("/srv/a.img")))
+    line = watching.stdout.readline()
+    assert "VMG102" in line and "web3.xml" in line
+    # as libvirt writes: beside it, then renamed; now it is clean, and says nothing
+    aside = guests / "node1/web3.xml.new"
+    aside.write_text(domain("web3", disk("/srv/c.img")))
+    aside.rename(new)
+    other = guests / "node1/web4.xml"
+    other.write_text(domain("web4", disk("/srv/c.img")))
+    line = watching.stdout.readline()
+    assert "VMG102" in line and "web4.xml" in line
+    new.unlink()
+    other.write_text(domain("web4", disk("/srv/c.img", driver="type='raw' cache='unsafe'")))
+    line = watching.stdout.readline()
+    assert "VMG405" in line, "web3 is gone, and its disk is free"
+    watching.send_signal(signal.SIGINT)
+    assert watching.wait(20) == 130
+
+
+class Page(HTMLParser):
+    """Which elements there are, whether they are closed, and what they load."""
+
+    EMPTY = ("meta",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: List[str] = []
+        self.counts: Dict[str, int] = {}
+        self.loads: List[str] = []
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.counts[tag] = self.counts.get(tag, 0) + 1
+        self.loads += [
+            value or "" for key, value in attrs if key in ("src", "href") and not (value or "").startswith("#")
+        ]
+        if tag not in self.EMPTY:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: Any) -> None:
+        self.counts[tag] = self.counts.get(tag, 0) + 1
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_page(guests: Path, tmp_path: Path) -> None:
+    (guests / "node2/x.xml").write_text(domain("&lt;script>alert(1)", disk("/srv/&lt;b>.img", driver="")))
+    out = tmp_path / "page.html"
+    assert main(["report", "--offline", "--inventory", str(guests), "--html", str(out)]) == 0
+    page = Page()
+    text = out.read_text(encoding="utf-8")
+    page.feed(text)
+    assert page.open == [] and page.loads == []
+    assert "script" not in page.counts and "<b>.img" not in text
+    assert page.counts["svg"] == 1
+    assert "Storage of 3 guests on 2 hosts" in text
+
+
+def test_a_host_is_looked_at_once(tmp_path: Path) -> None:
+    """What a definition asks of the host does not grow with the definitions before it."""
+    from linting import report
+
+    asked: List[str] = []
+
+    class Counting(LiveFacts):
+        def read(self, path: str, limit: int = 1 << 20, offset: int = 0) -> bytes:
+            asked.append(path)
+            return super().read(path, limit, offset)
+
+    image = tmp_path / "a.img"
+    image.write_bytes(b"")
+    report(*(domain(f"g{n}", disk(str(image), inside="<readonly/>")) for n in range(20)), facts=Counting())
+    assert asked.count("/proc/self/mountinfo") == 1
+
+
+# -- the recipes of docs/lint.md ---------------------------------------------------------------------------------------
+
+
+def recipe(name: str) -> str:
+    text = (ROOT / "docs/lint.md").read_text(encoding="utf-8")
+    found = re.search(rf"<!-- recipe: {name} -->\n```\w+\n(.*?)```", text, re.DOTALL)
+    assert found is not None
+    return found.group(1)
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The command, in the path."""
+    program = tmp_path / "bin/vmguard"
+    program.parent.mkdir()
+    program.write_text(
+        f"#!/usr/bin/python3\nimport sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom vmguard.cli import main\nsys.exit(main())\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    return tmp_path
+
+
+def test_recipe_for_git(installed: Path, guests: Path) -> None:
+    if shutil.which("git") is None:
+        pytest.skip("git is not installed")
+
+    def git(*words: str) -> "subprocess.CompletedProcess[str]":
+        names = ["-c", "user.name=n", "-c", "user.email=e@example.org"]
+        return subprocess.run(["git", *names, *words], cwd=guests, capture_output=True, text=True)
+
+    git("init", "-q")
+    hook = guests / ".git/hooks/pre-commit"
+    hook.write_text(recipe("pre-commit"))
+    hook.chmod(0o755)
+    (guests / "node1/web2.xml").write_text(domain("web2", disk("/srv/b.img")))
+    git("add", ".")
+    done = git("commit", "-m", "clean")
+    assert done.returncode == 0, done
+    (guests / "node1/web2.xml").write_text(domain("web2", disk("/srv/a.img")))
+    git("add", ".")
+    done = git("commit", "-m", "double")
+    assert done.returncode == 1 and "VMG102" in done.stdout + done.stderr
+    git("rm", "-q", "--cached", "-r", "node1")
+    (guests / "node2/default.xml").write_text(
+        "<?xml version='1.0'?>\n<!-- a bridge -->\n<network><name>d</name></network>"
+    )
+    git("add", "node2")
+    done = git("commit", "-m", "no domain at all")
+    assert done.returncode == 0, done
+
+
+@pytest.mark.parametrize("path, status", [("/srv/a.img", 1), ("/srv/b.img", 0)])
+def test_recipe_for_ci(installed: Path, guests: Path, path: str, status: int) -> None:
+    (guests / "node1/web2.xml").write_text(domain("web2", disk(path)))
+    done = subprocess.run(["/bin/sh", "-eu", "-c", recipe("ci")], cwd=guests.parent, capture_output=True, text=True)
+    assert done.returncode == status, done
+    assert json.loads((guests.parent / "lint.sarif").read_text())["runs"]
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_recipe_for_ansible(installed: Path, guests: Path, broken: bool) -> None:
+    if shutil.which("ansible-playbook") is None:
+        pytest.skip("ansible is not installed")
+    if broken:
+        (guests / "node1/web3.xml").write_text("<domain>")
+        for name in ("node1/web1.xml", "node2/web1.xml"):
+            (guests / name).unlink()
+    playbook = installed / "lint.yml"
+    playbook.write_text(
+        recipe("ansible").replace("--all", f"--offline {guests}").replace("hosts: all", "hosts: localhost")
+    )
+    done = subprocess.run(
+        ["ansible-playbook", "-i", "localhost,", "-c", "local", str(playbook)],
+        capture_output=True, text=True, env={**os.environ, "ANSIBLE_LOCALHOST_WARNING": "0", "LC_ALL": "C.UTF-8"},
+    )  # fmt: skip
+    assert (done.returncode != 0) == broken, done.stdout + done.stderr
+    assert broken or "web2: disk vda is disk vda of" in done.stdout.replace('\\"', '"')

@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The leases themselves as a disk."""
+
+from typing import Iterator
+
+from vmguard.domain import Access
+from vmguard.errors import Unguardable
+from vmguard.lint.doubles import source_of
+from vmguard.lint.findings import Finding, Needs, Rule, Severity
+from vmguard.lint.site import Site
+from vmguard.lint.store import on_store
+from vmguard.lint.subject import Subject
+
+RULE = Rule(
+    "VMG110", "is-lease-storage", Severity.ERROR, Needs.CLUSTER, deny=True, title="a disk is the storage of the leases"
+)
+
+
+def check(one: Subject, site: Site) -> Iterator[Finding]:
+    """A file in the store, a device under it, or the volume where lvmlockd keeps its locks."""
+    for part in one.parts:
+        if part.use.access is Access.WRITE and (on_store(one, part, site) or _is_lvmlock(part.error)):
+            yield one.finding(
+                RULE,
+                part.use.what,
+                source_of(one, part.use.line),
+                f"{part.use.what} is storage of the leases: a guest that writes it takes the protection of all",
+                "give the guest another disk",
+            )
+
+
+def _is_lvmlock(error: object) -> bool:
+    return isinstance(error, Unguardable) and error.why.startswith("it holds the locks of the volume group")
