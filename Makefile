@@ -2,6 +2,8 @@
 #
 # make demo          two hosts on this machine, one disk: the second start is refused
 # make check         linters, unit tests and the tests on the rig; what they need is installed first (Debian, as root)
+# make stress        what takes longer: the same fights over disks, many times over
+# make bench         what a guard costs, beside none and beside libvirt's plugin; writes docs/benchmarks.md
 # make install       below prefix; DESTDIR for packagers
 
 DESTDIR =
@@ -59,9 +61,11 @@ unit: deps
 rig: deps
 	$(PYTEST) tests/rig
 
-# A thousand starts in contention, three hosts, random kills: 3 minutes. VMGUARD_RIG_SEED=N repeats the choices of a run.
+# What `check` does in small: a thousand starts in contention on three hosts with random kills, 200 pairs of starts. 10 minutes.
+# VMGUARD_RIG_SEED=N repeats the choices of a run.
 stress: deps
-	VMGUARD_RIG_STARTS=$${VMGUARD_RIG_STARTS:-1000} $(PYTEST) -s tests/rig/test_stress.py
+	VMGUARD_RIG_STARTS=$${VMGUARD_RIG_STARTS:-1000} VMGUARD_RIG_PAIRS=$${VMGUARD_RIG_PAIRS:-200} \
+	    $(PYTEST) -s tests/rig/test_stress.py tests/rig/test_storm.py
 
 # Writes docs/benchmarks.md and docs/benchmarks.svg. Fewer rounds: make bench BENCH="--rounds 3 --storms 1"
 BENCH =

@@ -8,7 +8,7 @@ from conftest import Images
 from guests import Disk, Guest, guest
 from hosts import Host, eventually
 
-PAIRS = int(os.environ.get("VMGUARD_RIG_PAIRS", "200"))
+PAIRS = int(os.environ.get("VMGUARD_RIG_PAIRS", "80"))
 LANES = 4  # pairs at a time
 # Both refused is no damage; as a habit it would be no guard either.
 TOLERABLE = 0.05
