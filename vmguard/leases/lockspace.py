@@ -26,6 +26,9 @@ _MAGIC = 0x12212010  # DELTA_DISK_MAGIC
 
 _POLL = 0.1  # seconds
 
+# What was given back this moment, sanlock still has for some milliseconds: it writes to the disk on its own time.
+_RELEASES = 1.0  # seconds
+
 
 class Member(NamedTuple):
     """A host of the lockspace, with what the store knows of it."""
@@ -189,7 +192,11 @@ def leave(store: Store, host_id: int) -> None:
     if state(store, host_id) == "out":
         return
     item = lib.lockspace(store.lockspace, host_id, _path(store))
+    end = time.monotonic() + _RELEASES
     code = lib.library().sanlock_rem_lockspace(lib.reference(item), lib.REM_UNUSED)
+    while code == -errno.EBUSY and time.monotonic() < end:
+        time.sleep(_POLL)
+        code = lib.library().sanlock_rem_lockspace(lib.reference(item), lib.REM_UNUSED)
     if code == -errno.EBUSY:
         raise BadRequest("leases of this lockspace are held on this host", "stop or migrate the guests first")
     if code < 0 and code not in (-errno.ENOENT, -errno.EINPROGRESS):
