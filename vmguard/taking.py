@@ -31,6 +31,7 @@ from vmguard.errors import (
     SanlockFailed,
     StateStale,
     StateUnproven,
+    StoreBroken,
     Unexplained,
 )
 from vmguard.holders import anywhere, excludes, gone, local, matching, try_anywhere
@@ -245,7 +246,8 @@ def _meaning(code: int, claim: Claim, lease: Lease, holders: List[Holder], this:
         return NotJoined(this.store.lockspace, joining=False)
     if code in DAMAGED:
         return LeaseDamaged(lease.path, claim.identity, code)
-    return SanlockFailed("acquire", code, claim.path)
+    error = client.file_failure("acquire", code, lease.path, claim.identity)
+    return error if isinstance(error, StoreBroken) else SanlockFailed("acquire", code, claim.path)
 
 
 def free_leftover(lease: Lease, claim: Claim, connection: client.Connection) -> bool:

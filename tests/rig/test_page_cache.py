@@ -69,7 +69,7 @@ def test_without_a_cache_there_is_no_mark(cache: str, node1: Host, images: Image
 def test_the_same_host_starts_again_at_once(node1: Host, images: Images) -> None:
     disk = images.block("web")
     for number in range(3):
-        web = guest(f"web{number}", [Disk(disk, "block")])
+        web = guest(f"cached{number}", [Disk(disk, "block")])
         node1.start(web)
         assert [held for held in node1.leases() if held.name.endswith(".d")]
         node1.kill9(web)
