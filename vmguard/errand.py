@@ -94,7 +94,7 @@ def main(arguments: List[str]) -> int:
 def _run(instance_id: str) -> None:
     one = instance.load(instance_id + ".json")
     if one is not None and one.state == "draining":
-        _drain(one)
+        write_out(one)
     elif one is not None and one.state == "held":
         _make_good(instance_id)
     elif one is not None and one.state == "running":
@@ -102,7 +102,8 @@ def _run(instance_id: str) -> None:
         _end(instance_id)
 
 
-def _drain(one: Instance) -> None:
+def write_out(one: Instance) -> None:
+    """Write out what a guest that has ended left in the page cache, and give its marks back. Not under the host lock."""
     from vmguard import giving
     from vmguard.member import here
 
@@ -155,7 +156,7 @@ def _end(instance_id: str) -> None:
         one = instance.load(instance_id + ".json")
         left = giving.end(one, here(load()), by_errand=False) if one is not None and one.state == "running" else None
     if left is not None and left.state == "draining":
-        _drain(left)
+        write_out(left)
 
 
 def _hand_over(instance_id: str) -> None:
@@ -183,10 +184,11 @@ def _hand_over(instance_id: str) -> None:
                     with hostlock.held():
                         now = instance.load(instance_id + ".json")
                         if now is not None and now.state == "running" and host.alive(qemu):
-                            one = settle(now, qemu, here(load()))
+                            this = here(load())  # it may have joined anew while the lock was waited for
+                            one = settle(now, qemu, this)
                             if not instance.pending(one):
                                 # It has opened its images for writing since.
-                                look(one, qemu, here(load()))
+                                look(one, qemu, this)
                     pause = _FIRST_PAUSE
                 late = time.monotonic() - arrived > GRACE
                 if late and not asked and state is not None and not state.needs_source:

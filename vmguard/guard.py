@@ -42,7 +42,7 @@ from vmguard.config import load
 from vmguard.deadline import orphaned, step, tolerate
 from vmguard.domain import Domain, parse, who
 from vmguard.errors import CannotTell, Error, InUse, Late, LocalStore, NotComing, NoWatchdog
-from vmguard.giving import drain, drained, end, sweep
+from vmguard.giving import end, sweep
 from vmguard.holders import local
 from vmguard.host import Process
 from vmguard.instance import Instance
@@ -273,10 +273,7 @@ def release(xml: bytes, libvirtd: Process) -> None:
                 draining.append(left)
     for one in draining:
         step("writing out the page cache")
-        drain(one)
-        with hostlock.held():
-            if any(other.id == one.id for other in instance.load_all()):
-                drained(one, here(config))
+        errand.write_out(one)
 
 
 def reconnect(xml: bytes, libvirtd: Process) -> None:

@@ -14,7 +14,7 @@ from vmguard.errors import Error, Holder, InUse
 from vmguard.holders import anywhere, excludes, local
 from vmguard.member import Here, check_store_reaches, here
 from vmguard.storage.facts import LiveFacts
-from vmguard.taking import beside
+from vmguard.taking import beside, mode_of
 
 
 class Look(NamedTuple):
@@ -73,9 +73,5 @@ def _look(claim: Claim, this: Here, config: Config) -> Look:
             ] + beside(claim, this.store.lease(claim.identity), this)
     except Error as error:
         return Look(claim, lease.name, tuple(holders), error)
-    against = [holder for holder in holders if holder.here or holder.slot != "lease" or _excludes(claim, holder)]
+    against = [holder for holder in holders if holder.here or holder.slot != "lease" or excludes(claim.mode, mode_of(holder))]
     return Look(claim, lease.name, tuple(holders), InUse(claim, against) if against else None)
-
-
-def _excludes(claim: Claim, holder: Holder) -> bool:
-    return excludes(claim.mode, Mode.SHARED if holder.shared else Mode.EXCLUSIVE)
