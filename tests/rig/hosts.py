@@ -536,7 +536,9 @@ class Cluster:
     def plug_in(self, host: Host) -> None:
         switch = str(self._switch.pid)
         port = f"p{host.number}"
-        command("nsenter", "-t", switch, "-n", "ip", "link", "add", port, "type", "veth", "peer", "eth0", "netns", str(host.pid))
+        # The address of its card stays, whenever it is switched on: the others remember it.
+        card = ["name", "eth0", "address", f"52:54:00:99:00:{host.number:02x}", "netns", str(host.pid)]
+        command("nsenter", "-t", switch, "-n", "ip", "link", "add", port, "type", "veth", "peer", *card)
         command("nsenter", "-t", switch, "-n", "ip", "link", "set", port, "master", "br0", "up")
         command("nsenter", "-t", str(host.pid), "-n", "ip", "address", "add", f"{host.address}/24", "dev", "eth0")
         for link in ("lo", "eth0"):
