@@ -25,8 +25,8 @@ pythondir := $(shell $(PYTHON) -I -c 'import site, sys; below = sys.argv[1].rstr
     print(next((d for d in site.getsitepackages() if d.startswith((below + "/", below + "64/"))), below + "/vmguard"))' '$(prefix)')
 
 # What tests and demo run on.
-PACKAGES = python3 python3-pytest python3-pytest-timeout python3-hypothesis python3-venv python3-libvirt python3-rich \
-    python3-lxml python3-jsonschema \
+PACKAGES = python3 python3-pytest python3-pytest-timeout python3-pytest-xdist python3-hypothesis python3-venv \
+    python3-libvirt python3-rich python3-lxml python3-jsonschema virtinst ansible-core \
     libvirt-daemon-system libvirt-clients libvirt-sanlock sanlock python3-sanlock \
     qemu-system-x86 qemu-utils iproute2 util-linux mount procps mandoc shellcheck \
     e2fsprogs xfsprogs btrfs-progs fdisk spin gcc libc6-dev
@@ -42,11 +42,13 @@ all:
 demo: deps
 	$(PYTHON) tests/rig/demo.py
 
-# Two runs: each folder has its own conftest. The second is made whatever the first came to.
+# Two runs: each folder has its own conftest. The second is made whatever the first came to. Much of it is waiting, so two
+# modules go at a time: each half of the rig has a cluster of its own.
+SIDE_BY_SIDE = -n 2 --dist loadfile
 check: deps
-	@status=0; for folder in tests/unit tests/rig; do $(PYTEST) $$folder || status=1; done; exit $$status
+	@status=0; for folder in tests/unit tests/rig; do $(PYTEST) $(SIDE_BY_SIDE) $$folder || status=1; done; exit $$status
 
-# What failed last time, once more: a machine under load can let a deadline of the rig pass.
+# What failed last time, once more and alone: a machine under load can let a deadline of the rig pass.
 recheck:
 	@status=0; for folder in tests/unit tests/rig; do \
 	    $(PYTEST) --last-failed --last-failed-no-failures none $$folder || [ $$? -eq 5 ] || status=1; \
@@ -56,10 +58,10 @@ lint: deps
 	$(PYTEST) tests/unit/test_linters.py
 
 unit: deps
-	$(PYTEST) tests/unit
+	$(PYTEST) $(SIDE_BY_SIDE) tests/unit
 
 rig: deps
-	$(PYTEST) tests/rig
+	$(PYTEST) $(SIDE_BY_SIDE) tests/rig
 
 # What `check` does in small: a thousand starts in contention on three hosts with random kills, 200 pairs of starts. 10 minutes.
 # VMGUARD_RIG_SEED=N repeats the choices of a run.
