@@ -48,14 +48,10 @@ class _Renewal(NamedTuple):
     raw: bytes
 
 
-def _path(store: Store) -> str:
-    return os.path.join(store.path, "lockspace")
-
-
 def _renewal(store: Store, host_id: int) -> _Renewal:
     """What is on disk, now: read past every cache. Raises StoreBroken, LeaseDamaged."""
-    path = _path(store)
-    offset = (host_id - 1) * lib.SECTOR
+    path = store.lockspace_path
+    offset = store.lockspace_offset + (host_id - 1) * store.sector
     block = offset - offset % slots.BLOCK
     try:
         raw = slots.read(path, block)[offset - block : offset - block + _RECORD_LEN]
@@ -106,7 +102,7 @@ def state(store: Store, host_id: int) -> str:
     space = _space(store)
     if space is None:
         return "out"
-    if (space.host_id, space.path) != (host_id, _path(store)):
+    if (space.host_id, space.path) != (host_id, store.lockspace_path):
         raise Misconfigured(
             "sanlock",
             f"it is in the lockspace {space.name} as host {space.host_id}, by {space.path}",
@@ -142,7 +138,7 @@ def join(store: Store, host_id: int, key: host.HostKey) -> None:
     if now == "leaving":
         raise NotJoined(store.lockspace, joining=False)
     if now == "out":
-        client.check_lockspace(store.lockspace, _path(store))
+        client.check_lockspace(store.lockspace, store.lockspace_path, store.lockspace_offset, store.sector)
         if not store.joined_before(host_id, key, boot):
             _see_nobody_alive(store, host_id)
         _add(store, host_id)
@@ -153,8 +149,12 @@ def join(store: Store, host_id: int, key: host.HostKey) -> None:
         store.record_join(host_id, key, boot)
 
 
+def _item(store: Store, host_id: int) -> lib.Lockspace:
+    return lib.lockspace(store.lockspace, host_id, store.lockspace_path, store.lockspace_offset, store.sector)
+
+
 def _add(store: Store, host_id: int) -> None:
-    item = lib.lockspace(store.lockspace, host_id, _path(store))
+    item = _item(store, host_id)
     code = lib.library().sanlock_add_lockspace_timeout(lib.reference(item), 0, store.io_timeout)
     if code >= 0 or code in (-errno.EEXIST, -errno.EINPROGRESS):
         return
@@ -164,7 +164,7 @@ def _add(store: Store, host_id: int) -> None:
         raise NotJoined(store.lockspace, joining=False)
     if code == lib.WD_ERROR:
         raise Misconfigured("sanlock", "it shall use the watchdog, and wdmd does not answer", "start wdmd")
-    raise client.file_failure("add lockspace", code, _path(store), store.lockspace)
+    raise client.file_failure("add lockspace", code, store.lockspace_path, store.lockspace)
 
 
 def _meet(store: Store, host_id: int) -> None:
@@ -191,7 +191,7 @@ def leave(store: Store, host_id: int) -> None:
     """
     if state(store, host_id) == "out":
         return
-    item = lib.lockspace(store.lockspace, host_id, _path(store))
+    item = _item(store, host_id)
     end = time.monotonic() + _RELEASES
     code = lib.library().sanlock_rem_lockspace(lib.reference(item), lib.REM_UNUSED)
     while code == -errno.EBUSY and time.monotonic() < end:
