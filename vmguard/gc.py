@@ -48,6 +48,7 @@ def collect(
     with hostlock.held():
         found += _broken_records(dry_run)
         this = here(config)
+        found += _damaged_store(this, repair and not dry_run)
         if not dry_run:
             before = {one.id: one for one in instance.load_all()}
             left = {one.id for one in sweep(this)}
@@ -59,6 +60,16 @@ def collect(
     for one in found:
         if one.mended:
             events.record("gc", one.text, what=one.what, reason=force)
+    return found
+
+
+def _damaged_store(this: Here, repair: bool) -> List[Found]:
+    found = []
+    for text in this.store.damage():
+        if repair:
+            this.store.mend()
+        how = "made anew from the leases" if repair else "`vmguard gc --repair` makes it anew from the leases"
+        found.append(Found("damaged store", f"{text}: {how}", repair))
     return found
 
 

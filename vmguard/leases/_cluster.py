@@ -59,7 +59,9 @@ def identity(found: Dict[str, Any]) -> Optional[Cluster]:
     by = found.get("by")
     moved, instead_of = (_elsewhere(found.get(name)) for name in ("moved", "instead_of"))
     # A mark that cannot be read must not look like none.
-    if any((found.get(name) is None) != (mark is None) for name, mark in (("moved", moved), ("instead_of", instead_of))):
+    if any(
+        (found.get(name) is None) != (mark is None) for name, mark in (("moved", moved), ("instead_of", instead_of))
+    ):
         return None
     return Cluster(
         cluster,
@@ -94,9 +96,7 @@ def encode(cluster: Cluster) -> bytes:
 def new(io_timeout: int, sector: int, instead_of: Optional[Elsewhere]) -> Cluster:
     """A cluster that has not been before."""
     name = os.urandom(16).hex()
-    return Cluster(
-        name, lockspace_of(name), io_timeout, time.time(), host.name(), sector=sector, instead_of=instead_of
-    )
+    return Cluster(name, lockspace_of(name), io_timeout, time.time(), host.name(), sector=sector, instead_of=instead_of)
 
 
 def _is_hex(text: str, digits: int) -> bool:

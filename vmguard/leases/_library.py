@@ -206,6 +206,11 @@ def lockspace(name: str, host_id: int, path: str, offset: int = 0, sector: int =
     return found
 
 
+def host_ids(sector: int) -> range:
+    """The host ids that a lockspace of 1 MiB has records for."""
+    return range(1, 2001 if sector == SECTOR else 251)
+
+
 def reference(item: Any) -> Any:
     """A structure as an argument."""
     return ctypes.byref(item)

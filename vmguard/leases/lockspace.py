@@ -50,13 +50,20 @@ class _Renewal(NamedTuple):
 
 def _renewal(store: Store, host_id: int) -> _Renewal:
     """What is on disk, now: read past every cache. Raises StoreBroken, LeaseDamaged."""
-    path = store.lockspace_path
-    offset = store.lockspace_offset + (host_id - 1) * store.sector
+    offset = (host_id - 1) * store.sector
     block = offset - offset % slots.BLOCK
+    return _record(store, _read(store, block), offset - block)
+
+
+def _read(store: Store, offset: int, length: int = slots.BLOCK) -> bytes:
     try:
-        raw = slots.read(path, block)[offset - block : offset - block + _RECORD_LEN]
+        return slots.read(store.lockspace_path, store.lockspace_offset + offset, length)
     except OSError as error:
-        raise _files.broken(path, error) from error
+        raise _files.broken(store.lockspace_path, error) from error
+
+
+def _record(store: Store, data: bytes, begin: int) -> _Renewal:
+    path, raw = store.lockspace_path, data[begin : begin + _RECORD_LEN]
     if len(raw) < _RECORD_LEN:
         raise LeaseDamaged(path, store.lockspace, -errno.EMSGSIZE)
     fields = slots.RECORD.unpack_from(raw)
@@ -84,6 +91,34 @@ def _see_nobody_alive(store: Store, host_id: int) -> None:
             if now.timestamp == 0:
                 return  # it has just left
             raise HostIdTaken(host_id, store.path, now.owner, live=True)
+
+
+class Entry(NamedTuple):
+    """A host that is in the lockspace, or was when it died."""
+
+    host_id: int
+    generation: int
+    timestamp: int
+
+
+def entries(store: Store) -> Tuple[Entry, ...]:
+    """
+    Every host that has not left in order, by what is on disk: alive, dead, or just joining. Whether this host is a
+    member or not. Raises StoreBroken, LeaseDamaged.
+    """
+    data = _read(store, 0, lib.ALIGN)
+    found = []
+    for host_id in lib.host_ids(store.sector):
+        record = _record(store, data, (host_id - 1) * store.sector)
+        if record.timestamp != 0:
+            generation = slots.RECORD.unpack_from(record.raw)[7]
+            found.append(Entry(host_id, int(generation), record.timestamp))
+    return tuple(found)
+
+
+def surely_dead(io_timeout: int) -> int:
+    """Seconds without a renewal after which a host certainly has no lease: sanlock's calc_host_dead_seconds."""
+    return 8 * io_timeout + 60
 
 
 def _space(store: Store) -> Optional[Space]:

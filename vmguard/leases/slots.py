@@ -57,14 +57,13 @@ def of(lease: Lease) -> Tuple[Lease, Lease, Lease]:
     return lease, ticket(lease), drain(lease)
 
 
-def read(path: str, offset: int) -> bytes:
-    """The block at an offset, past every cache. Raises OSError."""
+def read(path: str, offset: int, length: int = BLOCK) -> bytes:
+    """The block at an offset, or several, past every cache. Raises OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
     try:
         # direct reading wants an aligned buffer; an anonymous mapping is one
-        with mmap.mmap(-1, BLOCK) as memory:
-            length = os.preadv(fd, [memory], offset)
-            return memory[:length]
+        with mmap.mmap(-1, length) as memory:
+            return memory[: os.preadv(fd, [memory], offset)]
     finally:
         os.close(fd)
 

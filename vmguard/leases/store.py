@@ -11,11 +11,12 @@ import os
 import stat
 
 from vmguard._light import sha256
-from vmguard._typing import List, Optional, Tuple
+from vmguard._typing import Iterable, List, Optional, Tuple
 from vmguard.errors import BadRequest, LeaseDamaged, StoreBroken, StoreMoved
 from vmguard.leases import Lease, Note, _cluster, client, slots
 from vmguard.leases._cluster import Cluster, Elsewhere
 from vmguard.leases._hostids import HostIds
+from vmguard.leases._notes import HostRecord
 
 
 def lease_name(identity: str) -> str:
@@ -84,6 +85,12 @@ class Store(HostIds):
             from vmguard.leases.device.store import DeviceStore
 
             return DeviceStore.at(path)
+        if path.startswith("/dev/"):
+            raise StoreBroken(
+                path,
+                "there is no such device: is the volume active?",
+                "make it active (`vgchange --lock-start VG`, `lvchange -asy VG/LV`), then run `vmguard join`",
+            )
         from vmguard.leases._directory import DirectoryStore
 
         return DirectoryStore.at(path)
@@ -128,6 +135,11 @@ class Store(HostIds):
         StoreBroken.
         """
         raise NotImplementedError
+
+    def carry(self, records: Iterable[HostRecord]) -> None:
+        """Enter hosts into a store that nobody uses yet, by the ids that they have elsewhere. Raises StoreBroken."""
+        for record in records:
+            self._rewrite(record._replace(boot=""))
 
     def room(self) -> Optional[Tuple[int, int]]:
         """How many storage objects have their leases in it, and how many could; None: as many as the disk has room for."""

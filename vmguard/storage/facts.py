@@ -51,6 +51,16 @@ class Facts(Protocol):
 class LiveFacts:
     """The facts of this host."""
 
+    def lease_store(self) -> str:
+        """Where vmguard keeps the leases of this host; "": nowhere, or its configuration cannot be read."""
+        from vmguard import config
+        from vmguard.errors import Misconfigured
+
+        try:
+            return config.load().store or ""
+        except Misconfigured:
+            return ""
+
     def stat(self, path: str) -> Stat:
         fd = _hold(path)
         try:

@@ -23,6 +23,10 @@ class OneLook:
         self.host = Host(self)
         self.host.kept = {}
 
+    def lease_store(self) -> str:
+        ask = getattr(self.facts, "lease_store", None)
+        return str(ask()) if ask is not None else ""
+
     def stat(self, path: str) -> Stat:
         return self.facts.stat(path)
 

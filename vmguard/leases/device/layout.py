@@ -80,7 +80,8 @@ def length(kind: bytes, block: bytes) -> int:
     """How many bytes of whole blocks the frame says it has that begins with this one; 0 where none begins."""
     if len(block) < _FRAME.size or block[:8] != kind:
         return 0
-    return -(-(_FRAME.size + _FRAME.unpack_from(block)[3]) // BLOCK) * BLOCK
+    size: int = _FRAME.unpack_from(block)[3]
+    return -(-(_FRAME.size + size) // BLOCK) * BLOCK
 
 
 def unseal(kind: bytes, cluster: str, at: int, data: bytes) -> Optional[Tuple[int, bytes]]:
@@ -254,16 +255,12 @@ def decode_piece(cluster: str, bucket: int, piece: int, data: bytes) -> Optional
 
 def decode_bucket(cluster: str, bucket: int, block: bytes) -> List[Optional[Piece]]:
     """The pieces of a bucket."""
-    return [
-        decode_piece(cluster, bucket, piece, block[piece * PIECE : (piece + 1) * PIECE]) for piece in range(PIECES)
-    ]
+    return [decode_piece(cluster, bucket, piece, block[piece * PIECE : (piece + 1) * PIECE]) for piece in range(PIECES)]
 
 
 def empty_index(cluster: str) -> bytes:
     """The whole index of a new store: an index of zeros is a damaged one, and no empty one."""
-    return b"".join(
-        encode_piece(cluster, bucket, piece, {}) for bucket in range(BUCKETS) for piece in range(PIECES)
-    )
+    return b"".join(encode_piece(cluster, bucket, piece, {}) for bucket in range(BUCKETS) for piece in range(PIECES))
 
 
 # -- notes -------------------------------------------------------------------------------------------------------------
