@@ -329,13 +329,15 @@ def hosts(lockspace: str) -> Tuple[HostState, ...]:
     )
 
 
-def joined(lockspace: str, host_id: int, path: str) -> Optional[bool]:
+def joined(
+    lockspace: str, host_id: int, path: str, offset: int = 0, sector: int = lib.SECTOR
+) -> Optional[bool]:
     """
-    Whether this host is in the lockspace, with that host id and path; None while it joins or leaves.
+    Whether this host is in the lockspace, with that host id and place; None while it joins or leaves.
 
     Raises SanlockDown, SanlockFailed.
     """
-    item = lib.lockspace(lockspace, host_id, path)
+    item = lib.lockspace(lockspace, host_id, path, offset, sector)
     code = lib.library().sanlock_inq_lockspace(ctypes.byref(item), 0)
     if code == -errno.EINPROGRESS:
         return None

@@ -23,7 +23,7 @@ import time
 from contextlib import contextmanager
 
 from vmguard._light import random
-from vmguard._typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
+from vmguard._typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
 from vmguard.errors import LeaseDamaged, NotJoined, SanlockFailed, StoreBroken
 from vmguard.leases import Lease, _notes, client, slots, status
 from vmguard.leases.device import layout
@@ -270,27 +270,19 @@ class Index:
 
     # -- tidying -------------------------------------------------------------------------------------------------------
 
-    def spoilt(self) -> List[Found]:
-        """Places on which somebody died, and whose host's membership is over. Raises StoreBroken, NotJoined."""
+    def spoilt(self, over: Callable[[int, int], bool]) -> List[Found]:
+        """
+        Places on which somebody died. over: whether the membership of that host id and generation has ended.
+        """
         found = [one for one in self.everything()[0] if one.entry.state in (RESERVED, SPOILT)]
-        if not found:
-            return []
-        states = {state.host_id: state for state in client.hosts(self.lockspace)}
-        over = []
-        for one in found:
-            state = states.get(one.entry.host_id)
-            if state is None:
-                continue  # not seen yet: it may be joining
-            if state.state in ("dead", "free") or state.generation % (1 << 32) > one.entry.generation:
-                over.append(one)
-        return over
+        return [one for one in found if over(one.entry.host_id, one.entry.generation)]
 
-    def free_spoilt(self) -> List[Found]:
+    def free_spoilt(self, over: Callable[[int, int], bool]) -> List[Found]:
         """Give such places free again. Raises StoreBroken, NotJoined, SanlockDown, SanlockFailed."""
-        if not self.spoilt():
+        if not self.spoilt(over):
             return []
         with self.alone():
-            found = self.spoilt()
+            found = self.spoilt(over)
             for one in found:
                 # Nobody ever saw these leases: the entry was never READY.
                 begin = layout.place(one.entry.place)

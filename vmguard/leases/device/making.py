@@ -52,19 +52,28 @@ def make(path: str, io_timeout: int, instead_of: Optional[Elsewhere]) -> None:
         if layout.decode_head(path, head) is not None:
             return  # there is one
         if head[:8] != layout.SETUP_KIND:
-            see_empty(blocks)
+            try:
+                see_empty(blocks)
+            except BadRequest:
+                if store.exists(path):
+                    continue  # another setup was quicker
+                raise
         elif not _maker_is_dead(head):
             if head != seen:
                 seen, end = head, time.monotonic() + ABANDONED
             if time.monotonic() < end:
                 time.sleep(0.1)
                 continue
-        if _try(blocks, _cluster.new(io_timeout, blocks.sector, instead_of)):
+        if _try(blocks, head, _cluster.new(io_timeout, blocks.sector, instead_of)):
             return
 
 
-def _try(blocks: Blocks, facts: Cluster) -> bool:
-    """Claim the device, and make the store if nobody else claims it. False: somebody does."""
+def _try(blocks: Blocks, before: bytes, facts: Cluster) -> bool:
+    """
+    Claim the device, and make the store if nobody else claims it. False: somebody does.
+
+    before: the head, which must still be so.
+    """
     began = time.monotonic()
     me = host.process(os.getpid())
     claim = {
@@ -75,6 +84,8 @@ def _try(blocks: Blocks, facts: Cluster) -> bool:
         "by": facts.by[:48],
     }
     ours = layout.seal(layout.SETUP_KIND, "", layout.HEAD, _notes.text(claim))
+    if blocks.read(layout.HEAD) != before:
+        return False
     blocks.write(layout.HEAD, ours)
     time.sleep(SETTLES)
 

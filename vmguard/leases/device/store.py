@@ -145,10 +145,23 @@ class DeviceStore(Store):
         self.index.mend()
 
     def leftovers(self) -> Tuple[str, ...]:
-        return tuple(self._words(one.entry.place) for one in self.index.spoilt())
+        return tuple(self._words(one.entry.place) for one in self.index.spoilt(self._over))
 
     def clean(self) -> Tuple[str, ...]:
-        return tuple(self._words(one.entry.place) for one in self.index.free_spoilt())
+        return tuple(self._words(one.entry.place) for one in self.index.free_spoilt(self._over))
+
+    def _over(self, host_id: int, generation: int) -> bool:
+        """Whether a membership has ended, in order or by certain death. The generation: its lower 32 bits."""
+        from vmguard.leases import client, lockspace
+
+        for entry in lockspace.entries(self):
+            if entry.host_id == host_id:
+                dead = any(
+                    (one.host_id, one.generation, one.state) == (host_id, entry.generation, "dead")
+                    for one in client.hosts(self.lockspace)
+                )
+                return dead or entry.generation % (1 << 32) > generation
+        return True
 
     def _words(self, number: int) -> str:
         return f"{self.path}, place {number}, half made"
