@@ -158,3 +158,11 @@ class OnDevice(Guarded):
             self.loops = list(self.store_loops)
         else:
             super().forget_loops()
+
+
+class Moving(OnDevice):
+    """The store in a directory, and an empty device to which it can be moved."""
+
+    def prepare(self) -> None:
+        super().prepare()
+        self.device, self.store = self.store, os.path.join(self.folder, "store")

@@ -10,20 +10,20 @@ import os
 import signal
 import subprocess
 from contextlib import suppress
-from typing import Any, Callable, Iterator, List, Tuple
+from typing import Any, Callable, List
 
 import pytest
-from conftest import Pair, joined, key
+from conftest import Pair, joined
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sanlock_hosts import Cluster, Host, wait_until
 from test_store import NOTE, in_parallel
 
-from vmguard.errors import BadRequest, Error, LeaseDamaged, NotJoined, StoreBroken, StoreMoved
+from vmguard.errors import BadRequest, NotJoined, StoreBroken, StoreMoved
 from vmguard.leases import Lease, Note, Writer, _cluster, _notes, client, lockspace, slots
 from vmguard.leases._cluster import Elsewhere
 from vmguard.leases._notes import HostRecord
-from vmguard.leases.device import blocks, index, layout, making
+from vmguard.leases.device import index, layout, making
 from vmguard.leases.device import store as device_store
 from vmguard.leases.device.blocks import Blocks
 from vmguard.leases.device.layout import READY, RESERVED, SPOILT, Entry, Head
