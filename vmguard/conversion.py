@@ -61,15 +61,18 @@ def convert(path: str, say: Say) -> Converted:
     if new.facts.instead_of is None:
         return Converted(old.path, new.path, 0, 0)  # finished, but for the configuration of this host
     with hostlock.held():
+        dead: Optional[Dead] = None
         if old.facts.moved is None:
-            _see_nobody_has_anything(old, config, say)
+            dead = _see_nobody_has_anything(old, config, say)
             old.mark_moved(Elsewhere(new.path, new.cluster))
             say(f"{old.path} is marked as moved")
         try:
-            _see_nobody_has_anything(old, config, say)
+            _see_nobody_has_anything(old, config, say, dead)
         except BadRequest:
             old.mark_in_use()
             raise
+        if Store.look(path).facts.instead_of is None:
+            return Converted(old.path, new.path, 0, 0)  # somebody else has just finished it
         lockspace.leave(old, config.host_id)
         say(f"joining {new.path}")
         lockspace.join(new, config.host_id, host.key())
@@ -109,20 +112,23 @@ def _new(path: str, old: Store, config: Config, say: Say) -> Store:
     return new
 
 
-def _see_nobody_has_anything(old: Store, config: Config, say: Say) -> None:
+Dead = Dict[int, int]  # host ids, each with the generation that is certainly dead
+
+
+def _see_nobody_has_anything(old: Store, config: Config, say: Say, dead: Optional[Dead] = None) -> Dead:
     """
     Raises BadRequest where a guest of this host needs its leases, or another host is in the lockspace, alive or not
     certainly dead. Under the host lock.
+
+    dead: what is known already. Returns what is known now.
     """
     assert config.host_id is not None
     left: List[instance.Instance] = []
-    states: Optional[Dict[int, int]] = None
     if old.facts.moved is None:
         try:
             this = here(config)
             left = sweep(this)
-            # Those that are certainly dead, by their generation.
-            states = {one.host_id: one.generation for one in this.states.values() if one.state in ("dead", "free")}
+            dead = {one.host_id: one.generation for one in this.states.values() if one.state in ("dead", "free")}
         except NotJoined:
             pass
     left += [one for one in instance.load_all() if one not in left and qemu_of(one) is not None]
@@ -132,14 +138,17 @@ def _see_nobody_has_anything(old: Store, config: Config, say: Say) -> None:
     if client.locks(old.lockspace):
         raise BadRequest("this host still holds leases", "run `vmguard gc`, which says for whom")
     others = [one for one in lockspace.entries(old) if one.host_id != config.host_id]
-    others = [one for one in others if (states or {}).get(one.host_id, -1) < one.generation]
-    if others and states is None:
-        others = _alive(others, old, say)
+    others = [one for one in others if (dead or {}).get(one.host_id, -1) < one.generation]
+    if others and dead is None:
+        watched = others
+        others = _alive(watched, old, say)
+        dead = {one.host_id: one.generation for one in watched}
     if others:
         names = ", ".join(old.host_name(one.host_id) or f"host {one.host_id}" for one in others)
         raise BadRequest(
             f"still in the lockspace, or not certainly dead: {names}", "stop the guests there, and run `vmguard leave`"
         )
+    return dead or {}
 
 
 def _alive(others: List[Entry], old: Store, say: Say) -> List[Entry]:

@@ -19,7 +19,9 @@ from hypothesis import strategies as st
 from sanlock_hosts import Cluster, Host, wait_until
 from test_store import NOTE, in_parallel
 
-from vmguard.errors import BadRequest, NotJoined, StoreBroken, StoreMoved
+from vmguard.claims import needs_of
+from vmguard.domain import HostPath, parse
+from vmguard.errors import BadRequest, NotJoined, StoreBroken, StoreMoved, UsedByHost
 from vmguard.leases import Lease, Note, Writer, _cluster, _notes, client, lockspace, slots
 from vmguard.leases._cluster import Elsewhere
 from vmguard.leases._notes import HostRecord
@@ -29,6 +31,9 @@ from vmguard.leases.device.blocks import Blocks
 from vmguard.leases.device.layout import READY, RESERVED, SPOILT, Entry, Head
 from vmguard.leases.device.store import DeviceStore
 from vmguard.leases.store import Store, lease_name
+from vmguard.storage import resolve
+from vmguard.storage.facts import LiveFacts
+from vmguard.storage.recorded import RecordedFacts
 
 CLUSTER = "0123456789abcdef" * 2
 
@@ -634,7 +639,6 @@ def test_heads_that_are_not_understood(two: Pair, change: Any, why: str) -> None
 
 
 def test_a_damaged_head_is_no_empty_device(two: Pair) -> None:
-    garble(two.store.path, 100, b"") if False else Blocks(two.store.path)
     block = bytearray(Blocks(two.store.path).read(0))
     block[100] ^= 1
     garble(two.store.path, 0, bytes(block))
@@ -662,3 +666,74 @@ def test_a_store_that_moved_is_opened_by_nobody(two: Pair) -> None:
     found.mark_in_use()
     Store.open(found.path)
     assert two.one.run(lambda: store_of(two).ensure("x"))
+
+
+# -- nobody's disk -----------------------------------------------------------------------------------------------------
+
+
+class KnownStore(LiveFacts):
+    """This host, with its leases on a device."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def lease_store(self) -> str:
+        return self.path
+
+
+def used(path: str, facts: LiveFacts) -> str:
+    (found,) = resolve(HostPath(path), facts)
+    return found.used_by_host or ""
+
+
+def test_the_device_is_used_by_the_host(cluster: Cluster, tmp_path: Any) -> None:
+    """Under each of its names, behind a loop device, as the whole disk of a partition, and the reverse."""
+    device, other = cluster.device(64), cluster.device(64)
+    facts = KnownStore(device)
+    alias = tmp_path / "alias"
+    alias.symlink_to(device)
+    for name in (device, str(alias)):
+        assert "vmguard has the leases" in used(name, facts)
+    assert used(other, facts) == ""
+    command = ["losetup", "--find", "--show", device]
+    over = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+    try:
+        assert "vmguard has the leases" in used(device, KnownStore(over))
+    finally:
+        subprocess.run(["losetup", "--detach", over], check=True)
+
+
+class RecordedStore(RecordedFacts):
+    """A host that was written down, with its leases on one of its devices."""
+
+    store = ""
+
+    def lease_store(self) -> str:
+        return self.store
+
+
+def used_there(host: str, store: str, path: str) -> str:
+    facts = RecordedStore.load(os.path.join(os.path.dirname(__file__), "hosts", host + ".json"))
+    facts.store = store  # type: ignore[attr-defined]
+    return used(path, facts)  # type: ignore[arg-type]
+
+
+def test_volumes_and_partitions_beside_it_are_free() -> None:
+    for name in ("/dev/data/linear", "/dev/mapper/data-linear"):
+        assert "vmguard has the leases" in used_there("lvm", "/dev/data/linear", name)
+    assert used_there("lvm", "/dev/data/linear", "/dev/mapper/data-raid1") == ""
+    assert "physical volume" in used_there("lvm", "/dev/data/linear", "/dev/sdb")
+    part, leg, whole = "/dev/mapper/mpatha-part1", "/dev/sdb1", "/dev/mapper/mpatha"
+    assert "vmguard has the leases" in used_there("multipath", part, part)
+    assert "vmguard has the leases" in used_there("multipath", part, whole)
+
+
+def test_a_guest_that_writes_the_leases_is_refused(cluster: Cluster) -> None:
+    device = cluster.device(32)
+    xml = f"""<domain type='kvm'><name>x</name><uuid>11111111-1111-4111-8111-111111111111</uuid>
+    <os><type>hvm</type></os><devices><disk type='block' device='disk'><driver name='qemu' type='raw'/>
+    <source dev='{device}'/><target dev='vda'/></disk></devices></domain>"""
+    with pytest.raises(UsedByHost) as caught:
+        needs_of(parse(xml.encode()), KnownStore(device))
+    assert "vmguard has the leases" in caught.value.how
+    needs_of(parse(xml.encode()), KnownStore("/var/lib/vmguard/store"))

@@ -77,6 +77,9 @@ class DirectoryStore(Store):
 
     def _mark(self, facts: Cluster) -> None:
         with _files.directory(self.path) as fd:
+            found = _cluster.read(fd, self.path, "vmguard.json")
+            if found is None or (found.cluster, found.moved) != (self.cluster, self.facts.moved):
+                raise StoreBroken(self.path, "somebody else has just changed it", "run this again")
             group = os.fstat(fd).st_gid
             new = _files.make(fd, _cluster.encode(facts), 0o640, (os.geteuid(), group))
             _files.replace(fd, new, "vmguard.json")

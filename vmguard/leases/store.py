@@ -33,7 +33,7 @@ def is_device(path: str) -> bool:
 
 
 def exists(path: str) -> bool:
-    """Whether there is a store at this path, finished or not, whole or damaged. Raises StoreBroken."""
+    """Whether a store has been made at this path, whether it is whole or damaged by now. Raises StoreBroken."""
     if is_device(path):
         from vmguard.leases.device import store as device
 

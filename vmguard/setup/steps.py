@@ -12,7 +12,7 @@ from typing import Callable, NamedTuple, Optional
 
 from vmguard import config, host, membership, paths
 from vmguard.config import Config, Guarding, WithoutWatchdog
-from vmguard.errors import BadRequest, Misconfigured, SanlockDown, StoreMoved
+from vmguard.errors import BadRequest, CannotTell, Misconfigured, SanlockDown, StoreMoved
 from vmguard.leases import lockspace, status
 from vmguard.leases.store import Store, exists, is_device
 from vmguard.setup import daemons, libvirtside, others, place, record
@@ -220,6 +220,8 @@ class _Steps:
             after = f"host id {number}" if number else "the first host id that is free"
             self.add("this host's place in the store", self.path, None, after, lambda: self._claim(number))
         moved = self.now.store is not None and not self.same_store
+        if moved:
+            self._see_nobody_is_left_behind()
         renumbered = self.same_store and self.now.host_id is not None and self.host_id is None
         if (moved or renumbered) and self.now.cluster is not None:
             what = f"the store {self.now.store}" if moved else f"host id {self.now.host_id}"
@@ -231,6 +233,24 @@ class _Steps:
                 "join the other hosts", self.path, "not a member", f"member (takes some {seconds} s)",
                 lambda: _ignore(membership.join_host()),
             )  # fmt: skip
+
+    def _see_nobody_is_left_behind(self) -> None:
+        """
+        Raises BadRequest where other hosts belong to the store that this one has now: hosts with two stores do not see
+        each other's guests.
+        """
+        assert self.now.store is not None
+        try:
+            others = [one for one in Store.open(self.now.store, self.now.cluster).hosts_known()]
+        except CannotTell:
+            return  # it moved, or is lost
+        names = ", ".join(one.host or "?" for one in others if one.machine != host.key().machine)
+        if names:
+            raise BadRequest(
+                f"this host belongs to the store {self.now.store}, as do others: {names}",
+                f"to move all of them: `vmguard store convert {self.path}`; to take this host out: `vmguard setup"
+                " --remove` first",
+            )
 
     def _claim(self, number: Optional[int]) -> None:
         assert self.store is not None

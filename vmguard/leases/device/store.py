@@ -26,8 +26,8 @@ SECTORS = (512, 4096)  # bytes; sanlock knows no others
 
 
 def exists(path: str) -> bool:
-    """Whether a store was begun on this device. Raises StoreBroken where it cannot be read."""
-    return Blocks(path).read(layout.HEAD)[:8] in (layout.HEAD_KIND, layout.SETUP_KIND)
+    """Whether there is a store on this device, whole or damaged. Raises StoreBroken where it cannot be read."""
+    return Blocks(path).read(layout.HEAD)[:8] == layout.HEAD_KIND
 
 
 def volume_of(blocks: Blocks) -> str:
