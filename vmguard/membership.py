@@ -28,6 +28,7 @@ from vmguard.errors import (
     NotJoined,
     SanlockFailed,
     StateUnproven,
+    StoreBroken,
 )
 from vmguard.giving import drain, sweep
 from vmguard.host import Process
@@ -80,7 +81,7 @@ def join_host() -> Joined:
 def _activate(path: str) -> None:
     """
     Make the volume of the store active, if it is one and is not. Nobody else does at boot: a shared volume group's are not
-    activated by themselves. Never fails: that the store is not there is said by whoever opens it.
+    activated by themselves. Raises StoreBroken with what LVM says.
     """
     if not path.startswith("/dev/") or os.path.exists(path):
         return
@@ -91,11 +92,17 @@ def _activate(path: str) -> None:
     command = ["lvchange", "-asy", path]
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
-        why = done.stderr.strip() if done.returncode else ""
+        why = done.stderr.strip().replace("\n", "; ") if done.returncode else ""
+    except FileNotFoundError:
+        return  # no LVM, no volume: whoever opens it says that it is not there
     except (OSError, subprocess.TimeoutExpired) as error:
         why = str(error)
     if why:
-        events.record("not-active", f"{' '.join(command)}: {why}")
+        raise StoreBroken(
+            path,
+            f"there is no such device, and `{' '.join(command)}` says: {why}",
+            "start the locks of its volume group (`vgchange --lock-start VG`), then run `vmguard join`",
+        )
 
 
 # From the hook's yes to QEMU's process pass some 50 ms; on a host that starves, seconds.

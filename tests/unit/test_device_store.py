@@ -723,7 +723,7 @@ def test_volumes_and_partitions_beside_it_are_free() -> None:
         assert "vmguard has the leases" in used_there("lvm", "/dev/data/linear", name)
     assert used_there("lvm", "/dev/data/linear", "/dev/mapper/data-raid1") == ""
     assert "physical volume" in used_there("lvm", "/dev/data/linear", "/dev/sdb")
-    part, leg, whole = "/dev/mapper/mpatha-part1", "/dev/sdb1", "/dev/mapper/mpatha"
+    part, whole = "/dev/mapper/mpatha-part1", "/dev/mapper/mpatha"
     assert "vmguard has the leases" in used_there("multipath", part, part)
     assert "vmguard has the leases" in used_there("multipath", part, whole)
 
