@@ -30,7 +30,7 @@ from vmguard.leases.device import store as device_store
 from vmguard.leases.device.blocks import Blocks
 from vmguard.leases.device.layout import READY, RESERVED, SPOILT, Entry, Head
 from vmguard.leases.device.store import DeviceStore
-from vmguard.leases.store import Store, lease_name
+from vmguard.leases.store import Store, exists, lease_name
 from vmguard.storage import resolve
 from vmguard.storage.facts import LiveFacts
 from vmguard.storage.recorded import RecordedFacts
@@ -269,6 +269,7 @@ def test_a_setup_that_died_is_told_and_finished(cluster: Cluster, quick: None) -
         if step > 1:
             with pytest.raises(StoreBroken, match="not finished"):
                 Store.open(path)
+            assert not exists(path), "setup must not look for one in it"
         else:
             with pytest.raises(StoreBroken, match="no store"):
                 Store.open(path)

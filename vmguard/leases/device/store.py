@@ -45,8 +45,9 @@ def head_on(blocks: Blocks) -> Head:
     data = blocks.read(layout.HEAD, 2 * layout.BLOCK)
     head = layout.decode_head(path, data)
     if head is None:
-        begun = data[:8] == layout.SETUP_KIND
-        raise StoreBroken(path, "its setup has not finished" if begun else "no store is on it: another device?")
+        if data[:8] == layout.SETUP_KIND:
+            raise StoreBroken(path, "its setup has not finished", "run `vmguard setup` again")
+        raise StoreBroken(path, "no store is on it: another device?")
     if head.facts.sector != blocks.sector:
         made = head.facts.sector
         raise StoreBroken(path, f"it was made on a device with sectors of {made} bytes, and has {blocks.sector} here")
