@@ -32,7 +32,7 @@ from vmguard.leases.device.layout import READY, RESERVED, SPOILT, Entry, Head
 from vmguard.leases.device.store import DeviceStore
 from vmguard.leases.store import Store, exists, lease_name
 from vmguard.storage import resolve
-from vmguard.storage.facts import LiveFacts
+from vmguard.storage.facts import Facts, LiveFacts
 from vmguard.storage.recorded import RecordedFacts
 
 CLUSTER = "0123456789abcdef" * 2
@@ -682,7 +682,7 @@ class KnownStore(LiveFacts):
         return self.path
 
 
-def used(path: str, facts: LiveFacts) -> str:
+def used(path: str, facts: Facts) -> str:
     (found,) = resolve(HostPath(path), facts)
     return found.used_by_host or ""
 
@@ -715,8 +715,9 @@ class RecordedStore(RecordedFacts):
 
 def used_there(host: str, store: str, path: str) -> str:
     facts = RecordedStore.load(os.path.join(os.path.dirname(__file__), "hosts", host + ".json"))
-    facts.store = store  # type: ignore[attr-defined]
-    return used(path, facts)  # type: ignore[arg-type]
+    assert isinstance(facts, RecordedStore)
+    facts.store = store
+    return used(path, facts)
 
 
 def test_volumes_and_partitions_beside_it_are_free() -> None:

@@ -310,6 +310,9 @@ class Failing:
 
         return ask
 
+    def lease_store(self):
+        return self.facts.lease_store()
+
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.EACCES, errno.ENOENT, errno.ESTALE], ids=errno.errorcode.get)
 @pytest.mark.parametrize(

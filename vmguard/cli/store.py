@@ -89,7 +89,8 @@ def run_convert(options: argparse.Namespace) -> int:
     done = convert(path, lambda words: print(f"{plain(words)} ...", flush=True))
     plan = steps.plan(steps.Wishes(store=done.new, shared=True if load().shared else None))
     carry_out(plan, lambda change: print(f"{change.what} ...", flush=True))
-    print(f"The leases are in {plain(done.new)} now. Known of {done.carried} storage objects: who wrote last.")
+    print(f"The leases are in {plain(done.new)} now.")
+    print(f"Carried over: who wrote {done.carried} storage objects last. Of {done.lost} nothing was known.")
     print(f"On every other host: vmguard setup --store {plain(done.new)}")
     sys.stdout.flush()
     return 0

@@ -117,10 +117,9 @@ class Host:
         return (int(found.group(1)), int(found.group(2))) if found else None
 
     def has_leases(self, device: Devno) -> bool:
-        """Whether a block device is the store of this host's own leases. Hosts that were written down say of none."""
+        """Whether a block device is the store of this host's own leases. Raises Unresolvable."""
         if not self._leases_known:
-            ask = getattr(self.facts, "lease_store", None)
-            path = ask() if ask is not None else ""
+            path = self.facts.lease_store()
             found = self.lookup(path) if path.startswith("/") else None
             self._leases = (found.rdev,) if found is not None and stat.S_ISBLK(found.mode) else ()
             self._leases_known = True

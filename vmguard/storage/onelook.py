@@ -24,8 +24,7 @@ class OneLook:
         self.host.kept = {}
 
     def lease_store(self) -> str:
-        ask = getattr(self.facts, "lease_store", None)
-        return str(ask()) if ask is not None else ""
+        return self.facts.lease_store()
 
     def stat(self, path: str) -> Stat:
         return self.facts.stat(path)
