@@ -47,9 +47,10 @@ from test_lifecycle import (  # noqa: F401
     test_power_cut_keeps_the_disk_until_the_host_is_certainly_dead,
     test_saved_and_started_again,
 )
-from test_migration import test_there_and_back, test_there_and_back_among_thieves  # noqa: F401
+from test_migration import post_copy, test_there_and_back, test_there_and_back_among_thieves  # noqa: F401
 from test_migration_faults import test_the_source_host_dies_after_the_switch  # noqa: F401
 from test_page_cache import (  # noqa: F401
+    all_drain,
     test_killed_with_unwritten_data,
     test_migrated_with_a_cache,
     test_the_mark_keeps_others_out_until_all_is_written,
