@@ -60,6 +60,7 @@ def convert(path: str, say: Say) -> Converted:
     new = _new(path, old, config, say)
     if new.facts.instead_of is None:
         return Converted(old.path, new.path, 0, 0)  # finished, but for the configuration of this host
+    new.carry(old.hosts_known())
     with hostlock.held():
         dead: Optional[Dead] = None
         if old.facts.moved is None:
@@ -97,8 +98,7 @@ def _new(path: str, old: Store, config: Config, say: Say) -> Store:
         return new
     if moved is not None:
         raise StoreBroken(path, f"{old.path} was moved there, and there is no store: not mounted, not active?")
-    known = old.hosts_known()
-    too_high = [record for record in known if is_device(path) and record.host_id > 200]
+    too_high = [record for record in old.hosts_known() if is_device(path) and record.host_id > 200]
     if too_high:
         raise BadRequest(
             f"{too_high[0].host or 'a host'} has the host id {too_high[0].host_id}, and a device has room for 200",
@@ -108,7 +108,8 @@ def _new(path: str, old: Store, config: Config, say: Say) -> Store:
         _see_nobody_has_anything(old, config, say)
     say(f"making {path}")
     new = Store.create(path, old.io_timeout, Elsewhere(old.path, old.cluster))
-    new.carry(known)
+    if new.facts.instead_of is None or new.facts.instead_of.cluster != old.cluster:
+        raise BadRequest(f"somebody else has just made a store at {path}", "name an empty place")
     return new
 
 

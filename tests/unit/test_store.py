@@ -13,8 +13,9 @@ import pytest
 from conftest import Pair, key
 from sanlock_hosts import Cluster, Host
 
-from vmguard.errors import BadRequest, Error, HostIdTaken, LeaseDamaged, SanlockDown, StoreBroken
+from vmguard.errors import BadRequest, Error, HostIdTaken, LeaseDamaged, SanlockDown, StoreBroken, StoreMoved
 from vmguard.leases import Note, _cluster, _files, _notes, client, slots
+from vmguard.leases._cluster import Elsewhere
 from vmguard.leases.device import layout, making
 from vmguard.leases.device import store as device_store
 from vmguard.leases.device.blocks import Blocks
@@ -184,6 +185,33 @@ def test_the_store_of_another_cluster(cluster: Cluster) -> None:
     store = created(cluster, cluster.host("a"))
     with pytest.raises(StoreBroken, match="another cluster"):
         Store.open(store.path, "f" * 32)
+
+
+def test_a_store_that_moved_is_opened_by_nobody(cluster: Cluster) -> None:
+    host = cluster.host("a")
+    store, before = created(cluster, host), created(cluster, host)
+    with open(store.path + "/vmguard.json") as known:
+        store.mark_moved(Elsewhere("/dev/vg/leases", "f" * 32))
+        assert os.fstat(known.fileno()).st_nlink == 0, "a client of NFS would go on reading it"
+    for attempt in (lambda: Store.open(store.path), lambda: Store.create(store.path, 1), lambda: before.ensure("x")):
+        with pytest.raises(StoreMoved) as caught:
+            host.run(attempt)
+        assert caught.value.to == "/dev/vg/leases" and "vmguard setup --store /dev/vg/leases" in caught.value.remedy
+    with pytest.raises(StoreBroken):
+        before.mark_moved(Elsewhere("/elsewhere", "e" * 32))
+    store.mark_in_use()
+    host.run(lambda: Store.open(store.path).ensure("x"))
+
+
+def test_a_store_that_is_to_take_the_place_of_another_is_not_in_use_yet(cluster: Cluster) -> None:
+    host = cluster.host("a")
+    old = Elsewhere("/srv/old", "f" * 32)
+    host.run(lambda: Store.create(cluster.store_path, 1, old).path)
+    with pytest.raises(StoreBroken, match="has not finished") as caught:
+        Store.open(cluster.store_path)
+    assert f"vmguard store convert {cluster.store_path}" in caught.value.remedy
+    Store.look(cluster.store_path).mark_in_use(converted=5.5)
+    assert Store.open(cluster.store_path).converted == 5.5
 
 
 # -- leases ------------------------------------------------------------------------------------------------------------

@@ -81,8 +81,11 @@ class DirectoryStore(Store):
             if found is None or (found.cluster, found.moved) != (self.cluster, self.facts.moved):
                 raise StoreBroken(self.path, "somebody else has just changed it", "run this again")
             group = os.fstat(fd).st_gid
-            new = _files.make(fd, _cluster.encode(facts), 0o640, (os.geteuid(), group))
-            _files.replace(fd, new, "vmguard.json")
+            # Both names, so that nothing is left of the file of before: a client of NFS that knows it by name goes on reading
+            # it for up to a minute, unless the server says that it is gone.
+            for name in ("vmguard.json", "setup.json"):
+                new = _files.make(fd, _cluster.encode(facts), 0o640, (os.geteuid(), group))
+                _files.replace(fd, new, name)
         self.facts, self.converted = facts, facts.converted
 
     @contextmanager
