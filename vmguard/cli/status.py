@@ -44,6 +44,8 @@ def run(options: argparse.Namespace) -> int:
     unknown: List[Error] = []
     try:
         store = Store.open(config.store, config.cluster)
+        room = store.room()
+        report["store"].update(kind=store.kind, room=room and {"taken": room[0], "places": room[1]})
         report["lockspace"] = {"name": store.lockspace, "state": lockspace.state(store, config.host_id or 0)}
         report["sanlock"] = client.daemon_facts()._asdict()
         report["hosts"] = _hosts(store)
@@ -110,6 +112,11 @@ def _warnings(report: Dict[str, Any], config: Config) -> List[str]:
         found.append(f"mode = {config.mode.value}: nothing is refused on this host")
     if report.get("lockspace", {}).get("state") not in (None, "joined"):
         found.append("this host is not a member of the lockspace: no guest can start. Run `vmguard join`")
+    room = report["store"].get("room")
+    if room and room["taken"] * 10 >= room["places"] * 9:
+        found.append(
+            f"the lease store has room for {room['places'] - room['taken']} more storage objects. Make the device larger"
+        )
     found += _hook_warnings()
     for one in report["instances"]:
         if one["without_lease"]:
@@ -148,6 +155,8 @@ def _hook_warnings() -> List[str]:
 def _print(report: Dict[str, Any], everything: bool) -> None:
     print(f"host {report['host']}, host id {report['store']['host_id']}, mode {report['mode']}")
     print(f"store {report['store']['path']} ({'shared' if report['store']['shared'] else 'this host only'})")
+    if report["store"].get("room"):
+        print("leases of {taken} storage objects, room for {places}".format(**report["store"]["room"]))
     if "hosts" in report:
         rows = [(str(one["host_id"]), one["name"] or "?", one["state"]) for one in report["hosts"]]
         _show.table("hosts", ("id", "name", "state"), rows)
