@@ -85,9 +85,11 @@ install:
 	install -d '$(DESTDIR)$(pythondir)' '$(DESTDIR)$(bindir)' '$(DESTDIR)$(datadir)/vmguard'
 	$(PYTHON) -I packaging/copy-library vmguard '$(DESTDIR)$(pythondir)/vmguard'
 	$(PYTHON) -I -m compileall -q -s '$(DESTDIR)' -p / '$(DESTDIR)$(pythondir)/vmguard'
-	printf '%s\n' '#!/usr/bin/python3 -I' 'import sys' '' 'sys.path.insert(0, "$(pythondir)")' \
-	    'from vmguard.cli import main' '' 'sys.exit(main())' >'$(DESTDIR)$(bindir)/vmguard'
-	chmod 755 '$(DESTDIR)$(bindir)/vmguard'
+	for command in vmguard=vmguard.cli vmguardd=vmguard.agent.daemon; do \
+	    file='$(DESTDIR)$(bindir)'/"$${command%%=*}" && \
+	    printf '%s\n' '#!/usr/bin/python3 -I' 'import sys' '' 'sys.path.insert(0, "$(pythondir)")' \
+	        "from $${command#*=} import main" '' 'sys.exit(main())' >"$$file" && chmod 755 "$$file" || exit; \
+	done
 	sed "s|^library=''$$|library='$(pythondir)'|" hooks/qemu >'$(DESTDIR)$(datadir)/vmguard/hook'
 	chmod 755 '$(DESTDIR)$(datadir)/vmguard/hook'
 # It lets everything pass until `vmguard setup`.
@@ -111,7 +113,8 @@ uninstall:
 	    { echo 'This host is set up: run `vmguard setup --remove` first.' >&2; exit 1; }
 	rm -f '$(DESTDIR)$(sysconfdir)/libvirt/hooks/qemu.d/50-vmguard'
 	rm -rf '$(DESTDIR)$(pythondir)/vmguard' '$(DESTDIR)$(datadir)/vmguard'
-	rm -f '$(DESTDIR)$(bindir)/vmguard' '$(DESTDIR)$(mandir)/man8/vmguard.8' '$(DESTDIR)$(mandir)/man5/vmguard.conf.5'
+	rm -f '$(DESTDIR)$(bindir)/vmguard' '$(DESTDIR)$(bindir)/vmguardd'
+	rm -f '$(DESTDIR)$(mandir)/man8/vmguard.8' '$(DESTDIR)$(mandir)/man5/vmguard.conf.5'
 	rm -f '$(DESTDIR)$(mandir)/man1/vmguard-lint.1'
 	rm -f '$(DESTDIR)$(tmpfilesdir)/vmguard.conf'
 	for unit in packaging/systemd/*; do rm -f '$(DESTDIR)$(unitdir)'/"$${unit##*/}" || exit; done

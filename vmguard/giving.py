@@ -120,6 +120,8 @@ def _give_back_or_note(want: Want, one: Instance, this: Here, connection: client
         # Of an intent it is not known what it took: as a guest that migrates in, the ticket perhaps.
         if want.ticket is not None or (one.state == "intent" and one.coming == "migrate"):
             give_back(slots.ticket(lease), False, claim, this, connection)
+        if one.state == "intent" and one.qemu is not None and one.owner == "qemu" and host.alive(one.qemu):
+            client.release_of(one.qemu.pid, lease)  # what a running guest needs no longer
         if one.state == "intent":
             _say_nothing_was_written(claim, lease, this)
             if want.drains and claim.identity not in _marked(one):

@@ -43,6 +43,8 @@ class Want(NamedTuple):
     # The same path is another storage object at the source: it must be one that the migration copies into.
     other_disk: bool = False
     drains: bool = False  # it is such a thing, whether the mark is held already or still the source's
+    # Missing because it could not be had, of a guest that runs: the agent asks for it again and again.
+    contested: bool = False
 
 
 class Instance(NamedTuple):

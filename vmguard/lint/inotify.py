@@ -28,6 +28,10 @@ class Folders:
     def close(self) -> None:
         os.close(self._fd)
 
+    def fileno(self) -> int:
+        """For those who wait for several things."""
+        return self._fd
+
     def changes(self, timeout: Optional[float] = None) -> Iterator[Tuple[str, bool]]:
         """
         (path, whether it is there) of each file that changed, waiting for the first.
