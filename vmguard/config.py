@@ -71,7 +71,7 @@ class Config(NamedTuple):
     # may have them: those that other hosts are known to reach, or all.
     drain_all: bool = False
     conflict: OnConflict = OnConflict.PAUSE
-    command: Optional[str] = None  # what the agent runs for each thing that it has to say
+    command: str = ""  # what the agent runs for each thing that it has to say
 
 
 class Host(NamedTuple):
@@ -358,7 +358,7 @@ def store_path_fits(path: str) -> bool:
 
 
 def _program(where: str, value: str) -> str:
-    if not value.startswith("/") or not value.isprintable():
+    if value and not value.startswith("/") or not value.isprintable():
         raise _bad_value(where, value, "the absolute path of a program")
     return value
 

@@ -89,6 +89,10 @@ def end(one: Instance, this: Here, by_errand: bool = True) -> Optional[Instance]
     wrote = one.state != "intent"
     drains = tuple(want for want in one.wants if want.drains and wrote and not want.missing)
     others = [other for other in instance.load_all() if other.id != one.id]
+    if any(want.claim.device for want in one.wants) and one.state != "draining":
+        from vmguard import marks  # guests on files do without
+
+        marks.drop(one.wants, others)
     with client.Connection() as connection:
         for want in one.wants:
             if want in drains and want.drain is None:

@@ -45,7 +45,7 @@ from vmguard.errors import CannotTell, Error, InUse, Late, LocalStore, NotComing
 from vmguard.giving import end, sweep
 from vmguard.holders import local
 from vmguard.host import Process
-from vmguard.instance import Instance
+from vmguard.instance import Instance, Want
 from vmguard.member import Here, Tolerance, check_ownership, check_store_reaches, here
 from vmguard.owning import hand_over, qemu_of
 from vmguard.report import sentence
@@ -148,7 +148,16 @@ def admit(
         instance.mark_late(start)
     start = start._replace(state="held")
     instance.write(start)
+    mark(start, start.wants)
     return start
+
+
+def mark(one: Instance, wants: Sequence[Want]) -> None:
+    """Tell udev which devices are the guest's."""
+    if any(want.claim.device for want in wants):
+        from vmguard import marks  # guests on files do without
+
+        marks.put(one, wants)
 
 
 def start(xml: bytes, libvirtd: Process) -> None:

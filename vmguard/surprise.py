@@ -117,6 +117,10 @@ def _claim(
         return _with(Want(claim, missing=True, contested=against is not None), one)
     one = _with(taken, one)
     instance.forget(extra)
+    if claim.device:
+        from vmguard import marks  # few guests come to have such a thing
+
+        marks.put(one, (taken,))
     return one
 
 

@@ -18,6 +18,7 @@ from typing import Any, Dict, List, Optional, Sequence, Set
 
 from vmguard import __version__, deadline, events, host, libvirtstate, paths
 from vmguard.agent import looking, notify, work
+from vmguard.agent.defining import Definitions
 from vmguard.agent.guests import Guest, Guests
 from vmguard.agent.hearing import Hearing
 from vmguard.agent.looking import Seen
@@ -34,6 +35,8 @@ _TOGETHER = 32
 _HUNG = 60.0
 # Something is done about the same conflict again after so long at the earliest. Seconds.
 _AGAIN = 3.0
+# After a guest's end its `release` comes within one. Seconds.
+_RELEASED = 3.0
 
 _CODE = "import sys; sys.path.insert(0, sys.argv[1]); from vmguard.agent.acting import main; sys.exit(main(sys.argv[2:]))"
 _LIBRARY = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -44,11 +47,13 @@ class Agent:
 
     def __init__(self) -> None:
         self.guests = Guests()
-        self.hearing = Hearing(self._heard, self._defined)
+        self.definitions = Definitions(self._say)
+        self.hearing = Hearing(self._heard, self.definitions.changed)
         self._folders: Optional[Folders] = None
         self._watched: Dict[str, int] = {}  # folder: its inode
         self._woken = asyncio.Event()
         self._gone: List[Guest] = []
+        self._sweep: Optional[float] = 0.0  # when to sweep, by the monotonic clock
         self._acting: Set[asyncio.Task[None]] = set()
         self._config: Optional[Config] = None
         self._told_of_config = ""
@@ -57,14 +62,11 @@ class Agent:
 
     def _heard(self, uuid: str, _event: str) -> None:
         """libvirt tells of a domain; or we have not heard it for a while."""
-        self.guests.scan()
+        self._gone += self.guests.scan()
         for guest in self.guests:
             if not uuid or guest.qemu.uuid == uuid:
                 guest.wake()
         self._woken.set()
-
-    def _defined(self, name: str) -> None:
-        """A definition has changed."""
 
     def _watch(self) -> None:
         """Listen to the folders of libvirt, as soon as they are there; again when they are others."""
@@ -99,14 +101,14 @@ class Agent:
                 self._heard("", "overflow")
             elif folder == DEFINITIONS:
                 if name.endswith(".xml"):
-                    self._defined(name[:-4])
+                    self.definitions.changed(name[:-4])
             elif name.endswith(".xml"):
                 self._status_written(name[:-4])
 
     def _status_written(self, name: str) -> None:
         found = self.guests.of_name(name)
         if not found:
-            self.guests.scan()
+            self._gone += self.guests.scan()
             found = self.guests.of_name(name)
         for guest in found:
             guest.wake()
@@ -116,7 +118,10 @@ class Agent:
 
     async def run(self) -> None:
         """Until it is cancelled."""
-        tasks = [asyncio.ensure_future(self._every_few_seconds()), asyncio.ensure_future(self.hearing.keep())]
+        kept = (self._every_few_seconds(), self.hearing.keep(), self.definitions.keep())
+        tasks = [asyncio.ensure_future(one) for one in kept]
+        for task in tasks:
+            task.add_done_callback(lambda _: self._woken.set())
         seconds = notify.watchdog()
         if seconds is not None:
             tasks.append(asyncio.ensure_future(_keep_alive(seconds / 3)))
@@ -124,6 +129,9 @@ class Agent:
             while True:
                 await self._look_at_those_due()
                 await self._wait()
+                for task in tasks:
+                    if task.done():
+                        task.result()  # an error that nobody meant ends us, and systemd starts us anew
         finally:
             for task in [*tasks, *self._acting]:
                 task.cancel()
@@ -145,6 +153,7 @@ class Agent:
 
     async def _wait(self) -> None:
         due = [guest.due for guest in self.guests if guest.due is not None]
+        due += [self._sweep] if self._sweep is not None and self._config is not None else []
         pause = min(due) - time.monotonic() if due else None
         if pause is not None and pause <= 0:
             return
@@ -171,9 +180,15 @@ class Agent:
         due = sorted((guest for guest in self.guests if guest.due is not None and guest.due <= now), key=_urgency)
         self._gone += [guest for guest in due if not host.alive(guest.process)]
         for guest in self._gone:
-            self.guests.by_pid.pop(guest.process.pid, None)
+            if self.guests.of(guest.process) is not None:
+                del self.guests.by_pid[guest.process.pid]
+        if self._gone:
+            self._sweep = now + _RELEASED
         self._gone.clear()
         self._config = self._settings()
+        if self._sweep is not None and self._sweep <= now and self._config is not None:
+            self._sweep = None
+            await work.child(looking.sweep, self._config.deadline, lambda _: None)
         for guest in due[:_TOGETHER]:
             guest.due = None
             if self._config is None:

@@ -119,7 +119,8 @@ class Guests:
                 self._strangers[pid] = now
         for pid in self._strangers.keys() - pids:
             del self._strangers[pid]
-        gone = [guest for pid, guest in self.by_pid.items() if pid not in pids or not host.alive(guest.process)]
+        # Another process of the same number has other files open: that is noticed, and then it is asked who it is.
+        gone = [guest for pid, guest in self.by_pid.items() if pid not in pids]
         for guest in gone:
             del self.by_pid[guest.process.pid]
         return gone

@@ -19,7 +19,7 @@ import time
 
 from vmguard import errand, events, giving, host, hostlock, instance, libvirtstate
 from vmguard._typing import Any, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
-from vmguard.claims import GUESTS_SHARE_IT, Claim, Mode, Needs, claim_on_itself, claims_on, needs_of
+from vmguard.claims import GUESTS_SHARE_IT, Claim, Mode, Needs, claim_on_itself, claims_on, lies_beneath, needs_of
 from vmguard.config import Config, Guarding, load
 from vmguard.domain import Access, Domain, HostPath, Use, parse
 from vmguard.errors import CannotTell, Error, InUse
@@ -29,8 +29,8 @@ from vmguard.instance import Instance
 from vmguard.leases import client
 from vmguard.member import Here, Tolerance, here
 from vmguard.openfiles import Findings, Opened, Verdict, claims_of, compare, inspect, open_files
-from vmguard.owning import hand_over, record_of
-from vmguard.report import sentence
+from vmguard.owning import hand_over, qemu_of, record_of
+from vmguard.report import message
 from vmguard.storage.facts import LiveFacts
 from vmguard.surprise import claim_more
 
@@ -42,6 +42,8 @@ _UNSEEN = ("pci:", "rbd:", "nbd:", "iscsi:", "gluster:", "net:", "unix:")
 
 # For so long one domain may be on two hosts without being on its way. Seconds.
 _MOVES = 30.0
+# Between a lease and its note. Seconds.
+_NOTED = 1.0
 
 RAN_BEFORE = "it ran before it was guarded"
 
@@ -101,9 +103,9 @@ def look_at(qemu: Qemu, spare: Sequence[str], contested_for: float) -> Seen:
             return _adopt(qemu, config)
         return _look(record, qemu, config, spare, contested_for)
     except CannotTell as error:
-        return Seen("trouble", LATER, (("not-inspected", sentence(error, qemu.name), {}),))
+        return Seen("trouble", LATER, (("not-inspected", message(error), {}),))
     except Error as error:
-        return Seen("trouble", LATER, (("alarm", sentence(error, qemu.name), {}),))
+        return Seen("trouble", LATER, (("alarm", message(error), {}),))
 
 
 def _look(record: Instance, qemu: Qemu, config: Config, spare: Sequence[str], contested_for: float) -> Seen:
@@ -197,13 +199,14 @@ def _settle(one: Instance, qemu: Qemu, state: _State, this: Here, ripe: Set[str]
         instance.write(one)
     missing = [claim for claim in state.missing(one) if claim.identity not in {again.identity for again in asked}]
     against: List[Error] = []
-    had = {want.claim.identity for want in one.wants if not want.missing}
+    had = {(want.claim.identity, want.claim.mode) for want in one.wants if not want.missing}
     if missing or asked:
         one = claim_more([*missing, *asked], one, qemu.process, this, against)
     told = list(_unknown(state))
-    taken = {want.claim.identity for want in one.wants if not want.missing}
+    have = {(want.claim.identity, want.claim.mode) for want in one.wants if not want.missing}
+    taken = {identity for identity, _ in have}
     for claim in missing:
-        if claim.identity in taken - had:
+        if (claim.identity, claim.mode) in have - had and not lies_beneath(claim):
             told.append(("surprise", _claimed(claim), {"path": claim.path, "identity": claim.identity}))
     for want in over:
         words = f"{qemu.name} does not have {want.claim.path} any more"
@@ -221,7 +224,11 @@ def _settle(one: Instance, qemu: Qemu, state: _State, this: Here, ripe: Set[str]
 
 
 def _claimed(claim: Claim) -> str:
-    return f"{claim.what}, {claim.path}: claimed while the guest runs"
+    return f"{_named(claim)}: claimed while the guest runs"
+
+
+def _named(claim: Claim) -> str:
+    return claim.what if claim.what.endswith(claim.path) else f"{claim.what}, {claim.path}"
 
 
 def _unknown(state: _State) -> Tuple[Tuple[str, str, Dict[str, Any]], ...]:
@@ -237,7 +244,7 @@ def _conflict(
 ) -> Optional[Dict[str, Any]]:
     """A conflict, if it is a proven one; else what stands in the way is told."""
     if not isinstance(error, InUse):
-        told.append(("alarm", sentence(error, one.name), {}))
+        told.append(("alarm", message(error), {}))
         return None
     claim = error.claim
     others = [holder for holder in error.holders if holder.uuid != one.uuid]
@@ -248,13 +255,15 @@ def _conflict(
     shown = state.open.get(claim.identity)
     written = shown.written if shown is not None else claim.written and claim.identity.startswith(_UNSEEN)
     data = {"path": claim.path, "identity": claim.identity, "what": claim.what}
-    if not written or not any(holder.alive or holder.here for holder in others):
-        told.append(("alarm", sentence(error, one.name), data))
+    # A note follows its lease within a moment: until then it might be the domain itself.
+    known = [one for one in others if (one.alive or one.here) and (one.uuid or contested_for > _NOTED)]
+    if not written or not known:
+        told.append(("alarm", message(error), data))
         return None
-    first = next(holder for holder in others if holder.alive or holder.here)
+    first = known[0]
     by = f'"{first.domain}"' if first.domain else "somebody"
     where = "this host" if first.here else first.host or f"the host with id {first.host_id}"
-    text = f"{claim.what}, {claim.path}: it is written here, and {by} on {where} has it"
+    text = f"{_named(claim)}: it is written here, and {by} on {where} has it"
     started_with = any(
         want.claim.what == claim.what and not want.contested and not want.missing for want in one.wants
     )
@@ -286,7 +295,7 @@ def _give_back(one: Instance, spare: Set[str], this: Here) -> List[Tuple[str, st
     return [
         (
             "given-back",
-            f"{want.claim.what}, {want.claim.path}: the guest does not have it any more",
+            f"{_named(want.claim)}: the guest does not have it any more",
             {"path": want.claim.path, "identity": want.claim.identity},
         )
         for want in wants
@@ -329,13 +338,27 @@ def _adopt(qemu: Qemu, config: Config) -> Seen:
     )
 
 
+def sweep() -> None:
+    """Clean up after guests that have ended: their `release` may have died, or never been called."""
+    try:
+        config = load()
+        if config.store is None or config.mode is Guarding.OFF:
+            return
+        boot = host.boot_id()
+        if any(one.boot_id == boot and one.state != "held" and qemu_of(one) is None for one in instance.load_all()):
+            with hostlock.held():
+                giving.sweep(here(config))
+    except Error:
+        pass  # the next hook call meets the same, and has somebody to tell it to
+
+
 def as_message(qemu: Qemu, seen: Seen) -> Dict[str, Any]:
     """What goes to the daemon."""
     return {"pid": qemu.process.pid, "start": qemu.process.start, "seen": list(seen)}
 
 
-def from_message(message: Dict[str, Any]) -> Tuple[Process, Seen]:
+def from_message(line: Dict[str, Any]) -> Tuple[Process, Seen]:
     """The reverse."""
-    word, again, told, conflicts, spare = message["seen"]
+    word, again, told, conflicts, spare = line["seen"]
     seen = Seen(word, again, tuple((e, text, data) for e, text, data in told), tuple(conflicts), tuple(spare))
-    return Process(message["pid"], message["start"]), seen
+    return Process(line["pid"], line["start"]), seen

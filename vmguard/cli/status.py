@@ -6,6 +6,7 @@ import os
 from typing import Any, Dict, List
 
 from vmguard import host, instance, overrides
+from vmguard.agent import defining
 from vmguard.claims import Mode
 from vmguard.cli import _show
 from vmguard.config import Config, load
@@ -16,7 +17,7 @@ from vmguard.leases.store import Store
 from vmguard.member import here
 from vmguard.report import message
 from vmguard.setup import daemons, hookfile, libvirtside
-from vmguard.text import moment
+from vmguard.text import moment, plain
 
 
 def add(commands: Any) -> None:
@@ -51,6 +52,7 @@ def run(options: argparse.Namespace) -> int:
     except CannotTell as error:
         unknown.append(error)
     report["instances"] = [_instance(one) for one in instance.load_all()]
+    report["definitions"] = {name: [one._asdict() for one in found] for name, found in defining.known().items()}
     report["overrides"] = [one._asdict() for one in overrides.pending()]
     report["notes"] = _notes(report)
     report["warnings"] = _warnings(report, config) + [message(error) for error in unknown]
@@ -163,6 +165,9 @@ def _print(report: Dict[str, Any], everything: bool) -> None:
         if everything or one["mode"] == Mode.EXCLUSIVE.value
     ]
     _show.table("held", ("domain", "host", "what", "mode", "since"), sorted(held))
+    for name, found in report["definitions"].items():
+        for one in found:
+            print(f"definition: {plain(name)}: {plain(defining.words_of(defining.Wrong(**one)))}")
     for note in report["notes"]:
         print(f"note: {note}")
     for warning in report["warnings"]:
