@@ -15,6 +15,7 @@ sysconfdir = /etc
 localstatedir = /var
 unitdir = /usr/lib/systemd/system
 tmpfilesdir = /usr/lib/tmpfiles.d
+udevrulesdir = /usr/lib/udev/rules.d
 
 PYTHON = /usr/bin/python3
 PYTEST = PATH="$(CURDIR)/.venv/bin:$$PATH" $(PYTHON) -m pytest --color=no
@@ -26,7 +27,7 @@ pythondir := $(shell $(PYTHON) -I -c 'import site, sys; below = sys.argv[1].rstr
 
 # What tests and demo run on.
 PACKAGES = python3 python3-pytest python3-pytest-timeout python3-hypothesis python3-venv python3-libvirt python3-rich \
-    python3-lxml python3-jsonschema \
+    python3-lxml python3-jsonschema python3-pyudev udev prometheus \
     libvirt-daemon-system libvirt-clients libvirt-sanlock sanlock python3-sanlock \
     qemu-system-x86 qemu-utils iproute2 util-linux mount procps mandoc shellcheck \
     e2fsprogs xfsprogs btrfs-progs fdisk spin gcc libc6-dev
@@ -101,6 +102,8 @@ install:
 	install -D -m 644 man/vmguard-lint.1 '$(DESTDIR)$(mandir)/man1/vmguard-lint.1'
 	install -D -m 644 man/vmguard.conf.5 '$(DESTDIR)$(mandir)/man5/vmguard.conf.5'
 	install -D -m 644 packaging/tmpfiles/vmguard.conf '$(DESTDIR)$(tmpfilesdir)/vmguard.conf'
+	install -d '$(DESTDIR)$(udevrulesdir)'
+	install -m 644 udev/*.rules '$(DESTDIR)$(udevrulesdir)'
 	install -d '$(DESTDIR)$(unitdir)' '$(DESTDIR)$(localstatedir)/lib/vmguard'
 	for unit in packaging/systemd/*; do \
 	    sed 's|@bindir@|$(bindir)|' "$$unit" >'$(DESTDIR)$(unitdir)'/"$${unit##*/}" && \
@@ -117,6 +120,7 @@ uninstall:
 	rm -f '$(DESTDIR)$(mandir)/man8/vmguard.8' '$(DESTDIR)$(mandir)/man5/vmguard.conf.5'
 	rm -f '$(DESTDIR)$(mandir)/man1/vmguard-lint.1'
 	rm -f '$(DESTDIR)$(tmpfilesdir)/vmguard.conf'
+	for rule in udev/*.rules; do rm -f '$(DESTDIR)$(udevrulesdir)'/"$${rule##*/}" || exit; done
 	for unit in packaging/systemd/*; do rm -f '$(DESTDIR)$(unitdir)'/"$${unit##*/}" || exit; done
 
 clean:

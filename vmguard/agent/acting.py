@@ -14,11 +14,10 @@ import os
 import signal
 import sys
 import time
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Callable, Dict, List, Optional, Sequence
 
 from vmguard import host, libvirtstate
 from vmguard._xml import Element, read
-from vmguard.errors import BadDomain
 from vmguard.host import Process
 
 URI = "qemu:///system"
@@ -38,50 +37,51 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _connect(uuid: str) -> Any:
-    """The domain, by libvirt; None where it does not know it or does not answer in time."""
-    try:
-        import libvirt
-    except ImportError:
-        return None
+def _domain(uuid: str) -> Any:
+    """The domain, by libvirt. Raises what libvirt raises."""
+    import libvirt
+
     libvirt.registerErrorHandler(lambda _context, _error: None, None)
-    try:
-        return libvirt.open(URI).lookupByUUIDString(uuid)
-    except libvirt.libvirtError:
-        return None
+    return libvirt.open(URI).lookupByUUIDString(uuid)
 
 
-class _Late(Exception):
-    pass
+def _in_child(work: Callable[[], str], seconds: float) -> Optional[str]:
+    """
+    What work() says, in a child that may hang in libvirt: no signal interrupts that. None where it fails or takes longer.
 
-
-def _alarm(_number: int, _frame: Any) -> None:
-    raise _Late()
-
-
-def _pause(uuid: str, name: str, qemu: Process, why: str = "") -> str:
-    # A signal does not interrupt libvirt's calls from Python: what waits for them is a child.
+    libvirt is loaded in children alone: one that has it cannot be forked.
+    """
+    receive, send = os.pipe()
     child = os.fork()
     if child == 0:
         try:
-            domain = _connect(uuid)
-            domain.suspend()
+            os.write(send, work().encode("utf-8", "backslashreplace")[:4096])
             os._exit(0)
+        except BaseException as error:
+            os.write(2, f"{error}\n".encode("utf-8", "backslashreplace"))
         finally:
             os._exit(1)
-    end = time.monotonic() + _PATIENCE
+    os.close(send)
+    end = time.monotonic() + seconds
     while time.monotonic() < end:
         done, status = os.waitpid(child, os.WNOHANG)
-        if done and status == 0:
-            return f"paused{why}"
         if done:
-            break
-        time.sleep(0.01)
-    else:
-        os.kill(child, signal.SIGKILL)
+            return os.read(receive, 4096).decode() if status == 0 else None
+        time.sleep(0.005)
+    os.kill(child, signal.SIGKILL)
+    return None
+
+
+def _pause(uuid: str, name: str, qemu: Process, why: str = "") -> str:
+    def suspend() -> str:
+        _domain(uuid).suspend()
+        return "paused"
+
+    if _in_child(suspend, _PATIENCE) is not None:
+        return f"paused{why}"
     state = libvirtstate.of(name, qemu.pid)
     if state is not None and state.state == "paused":
-        return f"paused{why}"
+        return f"paused{why}"  # somebody else was quicker
     if host.alive(qemu):
         os.kill(qemu.pid, signal.SIGSTOP)
     return f"stopped its process {qemu.pid}, because libvirt did not pause it (kill -CONT lets it go on){why}"
@@ -90,26 +90,23 @@ def _pause(uuid: str, name: str, qemu: Process, why: str = "") -> str:
 def _detach(uuid: str, name: str, qemu: Process, conflicts: List[Dict[str, Any]]) -> str:
     if not all(one["plugged"] for one in conflicts):
         return _pause(uuid, name, qemu, ": it was started with that disk")
-    domain = _connect(uuid)
-    if domain is None:
-        return _pause(uuid, name, qemu, ": libvirt does not answer")
-    import libvirt
-
-    done = []
-    try:
-        for one in conflicts:
-            what = _take_away(domain, one["path"], libvirt)
-            if what is None:
-                return _pause(uuid, name, qemu, f": {one['path']} is none of its disks")
-            done.append(what)
-    except (libvirt.libvirtError, BadDomain) as error:
-        return _pause(uuid, name, qemu, f": it could not be taken away ({error})")
+    done = _in_child(lambda: _take_all_away(uuid, [one["path"] for one in conflicts]), _PATIENCE)
+    if not done:
+        return _pause(uuid, name, qemu, ": it could not be taken away")
     end = time.monotonic() + _LETS_GO
     while time.monotonic() < end:
         if not any(_has_open(qemu, one["path"]) for one in conflicts):
-            return ", ".join(done)
+            return done
         time.sleep(0.02)
     return _pause(uuid, name, qemu, ": it does not let go of it")
+
+
+def _take_all_away(uuid: str, paths: Sequence[str]) -> str:
+    import libvirt
+
+    domain = _domain(uuid)
+    done = [_take_away(domain, path, libvirt) for path in paths]
+    return ", ".join(one for one in done if one is not None) if None not in done else ""
 
 
 def _has_open(qemu: Process, path: str) -> bool:
@@ -149,16 +146,11 @@ def _take_away(domain: Any, path: str, libvirt: Any) -> Optional[str]:
             xml = f"<disk type='file' device='{kind}'><target dev='{dev}' bus='{bus}'/></disk>"
             domain.updateDeviceFlags(xml, libvirt.VIR_DOMAIN_AFFECT_LIVE | libvirt.VIR_DOMAIN_DEVICE_MODIFY_FORCE)
             return f"ejected {dev}"
-        xml = _disk(path, disk, dev, bus)
-        domain.detachDeviceFlags(xml, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+        # By its alias: that does not wait for the guest, so that it can be paused if it does not comply.
+        alias = disk.first("alias")
+        domain.detachDeviceAlias((alias.get("name") if alias is not None else "") or "", libvirt.VIR_DOMAIN_AFFECT_LIVE)
         return f"detached {dev}"
     return None
-
-
-def _disk(path: str, disk: Element, dev: str, bus: str) -> str:
-    """What libvirt looks a disk up by: its target."""
-    kind, device = disk.get("type") or "file", disk.get("device") or "disk"
-    return f"<disk type='{kind}' device='{device}'><target dev='{dev}' bus='{bus}'/></disk>"
 
 
 def _leads_to(source: Optional[Element], path: str) -> bool:
