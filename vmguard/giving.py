@@ -93,6 +93,8 @@ def end(one: Instance, this: Here, by_errand: bool = True) -> Optional[Instance]
         from vmguard import marks  # guests on files do without
 
         marks.drop(one.wants, others)
+    if one.state in ("held", "running", "over"):
+        events.record("released", **instance.account(one))
     with client.Connection() as connection:
         for want in one.wants:
             if want in drains and want.drain is None:

@@ -149,6 +149,7 @@ def admit(
     start = start._replace(state="held")
     instance.write(start)
     mark(start, start.wants)
+    events.record("held", **instance.account(start))
     return start
 
 

@@ -69,7 +69,7 @@ def test_a_hot_plugged_disk(node1: Host, node2: Host, images: Images) -> None:
         assert len(mine) == 3, "the domain, its disk, and what was plugged are QEMU's own"
         node1.virsh("detach-disk", web.uuid, "sda")
         not_claimed(node1, web, plugged)
-        assert agent.events("given-back")
+        assert agent.tells("given-back")["path"] == plugged
         node2.start(guest("next", [plugged]))
         assert node1.state(web) == "running" and not agent.events("conflict", "alarm")
     assert len([held for held in node1.leases() if held.pid == node1.qemu_pid(web)]) == 2

@@ -23,6 +23,7 @@ from vmguard.agent.guests import Guest, Guests
 from vmguard.agent.hearing import Hearing
 from vmguard.agent.looking import Seen
 from vmguard.arrivals import DEFINITIONS
+from vmguard.audit.monitor import Monitor
 from vmguard.config import Config, Guarding, OnConflict, load
 from vmguard.errors import Misconfigured
 from vmguard.lint.inotify import Folders
@@ -38,6 +39,8 @@ _AGAIN = 3.0
 # After a guest's end its `release` comes within one. Seconds.
 _RELEASED = 3.0
 
+_LASTING = ("alarm", "not-inspected", "conflict")
+
 _CODE = "import sys; sys.path.insert(0, sys.argv[1]); from vmguard.agent.acting import main; sys.exit(main(sys.argv[2:]))"
 _LIBRARY = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -49,6 +52,7 @@ class Agent:
         self.guests = Guests()
         self.definitions = Definitions(self._say)
         self.hearing = Hearing(self._heard, self.definitions.changed)
+        self.monitor = Monitor(self._say, self._is_quiet)
         self._folders: Optional[Folders] = None
         self._watched: Dict[str, int] = {}  # folder: its inode
         self._woken = asyncio.Event()
@@ -114,6 +118,10 @@ class Agent:
             guest.wake()
         self._woken.set()
 
+    def _is_quiet(self, uuid: str) -> bool:
+        """Whether the QEMU of a guest has the same files open as before."""
+        return not any(guest.due is not None or guest.changed(True) for guest in self.guests if guest.qemu.uuid == uuid)
+
     # -- what it does ----------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
@@ -135,6 +143,7 @@ class Agent:
         finally:
             for task in [*tasks, *self._acting]:
                 task.cancel()
+            self.monitor.stop()
             self._unwatch()
 
     async def _every_few_seconds(self) -> None:
@@ -142,8 +151,11 @@ class Agent:
         while True:
             self._watch()
             self._gone += self.guests.scan()
-            if not first:
+            if first:
+                self.monitor.start()
+            else:
                 self.guests.look()
+                self.monitor.look()
             self._woken.set()
             if first:
                 notify.say(f"READY=1\nSTATUS=watching {len(self.guests)} guests")
@@ -206,7 +218,7 @@ class Agent:
             for guest in chosen:
                 since = guest.contested_since
                 contested_for = time.monotonic() - since if since is not None else 0.0
-                seen = looking.look_at(guest.qemu, guest.spare, contested_for)
+                seen = looking.look_at(guest.qemu, guest.spare, contested_for, guest.noticed)
                 deadline.tell(looking.as_message(guest.qemu, seen))
 
         doing = "starting"
@@ -237,19 +249,21 @@ class Agent:
             guest.wake(seen.again)
         for event, text, data in seen.told:
             self._tell(guest, event, text, data)
+        for event, text, data in seen.done:
+            self._run_command(event, text, domain=guest.qemu.name, uuid=guest.qemu.uuid, **data)
         contested = bool(seen.conflicts) or seen.word == "trouble"
         if not contested:
             guest.contested_since = None
-            guest.told = {text for text in guest.told if text.startswith("surprise")}
+            guest.told.clear()
         elif guest.contested_since is None:
             guest.contested_since = time.monotonic()
         if seen.conflicts:
             self._conflict(guest, seen, config)
 
     def _tell(self, guest: Guest, event: str, text: str, data: Dict[str, Any]) -> None:
-        """Write it down, once for as long as it lasts."""
+        """Write it down; what lasts, once."""
         known = f"{event} {text.partition(', since ')[0]}"
-        if known in guest.told:
+        if event in _LASTING and known in guest.told:
             return
         guest.told.add(known)
         seconds = round(time.monotonic() - guest.noticed, 3)
@@ -257,6 +271,9 @@ class Agent:
 
     def _say(self, event: str, text: str, **data: Any) -> None:
         events.record(event, text, **data)
+        self._run_command(event, text, **data)
+
+    def _run_command(self, event: str, text: str, **data: Any) -> None:
         command = self._config.command if self._config is not None else None
         if command:
             line = json.dumps({"event": event, "text": text, "host": host.name(), **data}, default=str)
@@ -351,7 +368,8 @@ def main(arguments: Optional[List[str]] = None) -> int:
     parser.parse_args(arguments)
     os.makedirs(paths.RUN, mode=0o755, exist_ok=True)
     asyncio.run(_main())
-    return 0
+    sys.stdout.flush()
+    os._exit(0)  # a thread that hangs at storage does not keep us
 
 
 if __name__ == "__main__":

@@ -48,13 +48,17 @@ _NOTED = 1.0
 RAN_BEFORE = "it ran before it was guarded"
 
 
+Told = Tuple[str, str, Dict[str, Any]]
+
+
 class Seen(NamedTuple):
     """What a look came to. It goes to the daemon as JSON."""
 
     word: str  # "calm", "waits", "claimed", "adopted", "given back", "conflict", "trouble"
     again: Optional[float] = None  # seconds until the next look; None: when something changes
-    # What is to be told, each once: event, text, further data.
-    told: Tuple[Tuple[str, str, Dict[str, Any]], ...] = ()
+    # What is to be written down and told, each once: event, text, further data.
+    told: Tuple[Told, ...] = ()
+    done: Tuple[Told, ...] = ()  # what was done, and is written down already
     conflicts: Tuple[Dict[str, Any], ...] = ()  # the proven ones: identity, path, what, text
     spare: Tuple[str, ...] = ()  # identities that nothing seems to need any more
 
@@ -87,11 +91,12 @@ class _State(NamedTuple):
         return tuple(one for one in held if not one.startswith("vm:") and not self.needs(one))
 
 
-def look_at(qemu: Qemu, spare: Sequence[str], contested_for: float) -> Seen:
+def look_at(qemu: Qemu, spare: Sequence[str], contested_for: float, noticed: float) -> Seen:
     """
     Look once, and do what is to be done.
 
     spare: what an earlier look found to be needed by nothing. contested_for: seconds since a want was first contested.
+    noticed: when what it is for was noticed, by the monotonic clock.
     """
     try:
         config = load()
@@ -100,15 +105,17 @@ def look_at(qemu: Qemu, spare: Sequence[str], contested_for: float) -> Seen:
         now = [one for one in instance.load_all() if one.boot_id == host.boot_id() and one.state != "intent"]
         record = record_of(qemu, now)
         if record is None:
-            return _adopt(qemu, config)
-        return _look(record, qemu, config, spare, contested_for)
+            return _adopt(qemu, config, noticed)
+        return _look(record, qemu, config, spare, contested_for, noticed)
     except CannotTell as error:
         return Seen("trouble", LATER, (("not-inspected", message(error), {}),))
     except Error as error:
         return Seen("trouble", LATER, (("alarm", message(error), {}),))
 
 
-def _look(record: Instance, qemu: Qemu, config: Config, spare: Sequence[str], contested_for: float) -> Seen:
+def _look(
+    record: Instance, qemu: Qemu, config: Config, spare: Sequence[str], contested_for: float, noticed: float
+) -> Seen:
     if record.state == "held":
         return _held(record, config)
     if record.state != "running" or record.frozen:
@@ -133,7 +140,9 @@ def _look(record: Instance, qemu: Qemu, config: Config, spare: Sequence[str], co
         if one.generation != this.generation:
             return Seen("waits", LATER)  # it lost its leases with an earlier membership: the next join sees to it
         state = _state(one, qemu)
-        return _settle(one, qemu, state, this, ripe, contested_for) if state is not None else Seen("calm")
+        if state is None:
+            return Seen("calm")
+        return _settle(one, qemu, state, this, ripe, contested_for, noticed)
 
 
 def _held(record: Instance, config: Config) -> Seen:
@@ -190,7 +199,9 @@ def _defined(qemu: Qemu) -> Optional[Dict[str, Claim]]:
         return None
 
 
-def _settle(one: Instance, qemu: Qemu, state: _State, this: Here, ripe: Set[str], contested_for: float) -> Seen:
+def _settle(
+    one: Instance, qemu: Qemu, state: _State, this: Here, ripe: Set[str], contested_for: float, noticed: float
+) -> Seen:
     """Claim, ask again, give back. Under the host lock."""
     over = [want for want in one.wants if want.contested and not state.needs(want.claim.identity)]
     asked = [state.open.get(want.claim.identity, want.claim) for want in one.wants if want.contested and want not in over]
@@ -202,25 +213,35 @@ def _settle(one: Instance, qemu: Qemu, state: _State, this: Here, ripe: Set[str]
     had = {(want.claim.identity, want.claim.mode) for want in one.wants if not want.missing}
     if missing or asked:
         one = claim_more([*missing, *asked], one, qemu.process, this, against)
-    told = list(_unknown(state))
+    told, done = list(_unknown(state)), []
     have = {(want.claim.identity, want.claim.mode) for want in one.wants if not want.missing}
     taken = {identity for identity, _ in have}
     for claim in missing:
         if (claim.identity, claim.mode) in have - had and not lies_beneath(claim):
-            told.append(("surprise", _claimed(claim), {"path": claim.path, "identity": claim.identity}))
+            done.append(_done("surprise", _claimed(claim), claim, one, noticed))
     for want in over:
         words = f"{qemu.name} does not have {want.claim.path} any more"
-        told.append(("conflict-over", words, {"path": want.claim.path, "identity": want.claim.identity}))
+        done.append(_done("conflict-over", words, want.claim._replace(mode=Mode.SHARED), one, noticed, has=False))
     for claim in asked:
         if claim.identity in taken:
-            told.append(("conflict-over", _claimed(claim), {"path": claim.path, "identity": claim.identity}))
+            done.append(_done("conflict-over", _claimed(claim), claim, one, noticed))
     ripe = ripe.intersection(state.spare(one))
     if ripe:
-        told += _give_back(one, ripe, this)
+        done += _give_back(one, ripe, this, noticed)
     conflicts = [_conflict(error, one, state, contested_for, told) for error in against]
     found = tuple(one for one in conflicts if one is not None)
     word = "conflict" if found else "trouble" if against else "given back" if ripe else "claimed"
-    return Seen(word, SOON if against else None, tuple(told), found, state.spare(one))
+    return Seen(word, SOON if against else None, tuple(told), tuple(done), found, state.spare(one))
+
+
+def _done(event: str, text: str, claim: Claim, one: Instance, noticed: float, has: bool = True) -> Told:
+    """Write down what was done: here, because the daemon may die before it hears of it."""
+    data: Dict[str, Any] = {"path": claim.path, "identity": claim.identity, "instance": one.id}
+    if has:
+        data["mode"] = claim.mode.value
+    after = round(time.monotonic() - noticed, 3)
+    events.record(event, text, domain=one.name, uuid=one.uuid, by="vmguardd", after=after, **data)
+    return event, text, data
 
 
 def _claimed(claim: Claim) -> str:
@@ -231,7 +252,7 @@ def _named(claim: Claim) -> str:
     return claim.what if claim.what.endswith(claim.path) else f"{claim.what}, {claim.path}"
 
 
-def _unknown(state: _State) -> Tuple[Tuple[str, str, Dict[str, Any]], ...]:
+def _unknown(state: _State) -> Tuple[Told, ...]:
     return tuple(
         ("not-inspected", f"{found.opened.path} cannot be identified: {found.opened.unknown}", {})
         for found in state.findings.objects
@@ -240,7 +261,7 @@ def _unknown(state: _State) -> Tuple[Tuple[str, str, Dict[str, Any]], ...]:
 
 
 def _conflict(
-    error: Error, one: Instance, state: _State, contested_for: float, told: List[Tuple[str, str, Dict[str, Any]]]
+    error: Error, one: Instance, state: _State, contested_for: float, told: List[Told]
 ) -> Optional[Dict[str, Any]]:
     """A conflict, if it is a proven one; else what stands in the way is told."""
     if not isinstance(error, InUse):
@@ -281,7 +302,7 @@ def _flush(claim: Claim) -> None:
         events.record("not-drained", why, identity=claim.identity)
 
 
-def _give_back(one: Instance, spare: Set[str], this: Here) -> List[Tuple[str, str, Dict[str, Any]]]:
+def _give_back(one: Instance, spare: Set[str], this: Here, noticed: float) -> List[Told]:
     """
     Give leases of a running guest back. Under the host lock.
 
@@ -291,21 +312,19 @@ def _give_back(one: Instance, spare: Set[str], this: Here) -> List[Tuple[str, st
     intent = one._replace(id=one.id + ".back", wants=wants, state="intent", coming="")
     instance.write(intent)
     instance.write(one._replace(wants=tuple(want for want in one.wants if want not in wants)))
+    done = []
+    for want in wants:
+        words = f"{_named(want.claim)}: the guest does not have it any more"
+        if not lies_beneath(want.claim):
+            done.append(_done("given-back", words, want.claim, one, noticed, has=False))
     giving.end(intent, this)
-    return [
-        (
-            "given-back",
-            f"{_named(want.claim)}: the guest does not have it any more",
-            {"path": want.claim.path, "identity": want.claim.identity},
-        )
-        for want in wants
-    ]
+    return done
 
 
 # -- guests that nobody has claimed for --------------------------------------------------------------------------------
 
 
-def _adopt(qemu: Qemu, config: Config) -> Seen:
+def _adopt(qemu: Qemu, config: Config, noticed: float) -> Seen:
     """Take leases for a QEMU without a record: its hook was missing, or it ran before there was a guard."""
     with hostlock.held():
         this = here(config)
@@ -331,11 +350,10 @@ def _adopt(qemu: Qemu, config: Config) -> Seen:
         one = one._replace(wants=tuple(want._replace(contested=want.missing) for want in one.wants))
         instance.write(one)
         hand_over(one, qemu.process, this)
-    return Seen(
-        "adopted",
-        0.0 if tolerance.objections else None,
-        (("adopted", f"{qemu.name} ran without leases", {}),),
-    )
+    text = f"{qemu.name} ran without leases"
+    after = round(time.monotonic() - noticed, 3)
+    events.record("adopted", text, domain=one.name, uuid=one.uuid, by="vmguardd", after=after, instance=one.id)
+    return Seen("adopted", 0.0 if tolerance.objections else None, done=(("adopted", text, {}),))
 
 
 def sweep() -> None:
@@ -359,6 +377,6 @@ def as_message(qemu: Qemu, seen: Seen) -> Dict[str, Any]:
 
 def from_message(line: Dict[str, Any]) -> Tuple[Process, Seen]:
     """The reverse."""
-    word, again, told, conflicts, spare = line["seen"]
-    seen = Seen(word, again, tuple((e, text, data) for e, text, data in told), tuple(conflicts), tuple(spare))
-    return Process(line["pid"], line["start"]), seen
+    word, again, told, done, conflicts, spare = line["seen"]
+    told, done = (tuple((event, text, data) for event, text, data in some) for some in (told, done))
+    return Process(line["pid"], line["start"]), Seen(word, again, told, done, tuple(conflicts), tuple(spare))
