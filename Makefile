@@ -16,6 +16,7 @@ localstatedir = /var
 unitdir = /usr/lib/systemd/system
 tmpfilesdir = /usr/lib/tmpfiles.d
 udevrulesdir = /usr/lib/udev/rules.d
+plugindir = /usr/lib/nagios/plugins
 
 PYTHON = /usr/bin/python3
 PYTEST = PATH="$(CURDIR)/.venv/bin:$$PATH" $(PYTHON) -m pytest --color=no
@@ -27,7 +28,7 @@ pythondir := $(shell $(PYTHON) -I -c 'import site, sys; below = sys.argv[1].rstr
 
 # What tests and demo run on.
 PACKAGES = python3 python3-pytest python3-pytest-timeout python3-hypothesis python3-venv python3-libvirt python3-rich \
-    python3-lxml python3-jsonschema python3-pyudev udev prometheus \
+    python3-lxml python3-jsonschema python3-pyudev udev prometheus icinga2-bin \
     libvirt-daemon-system libvirt-clients libvirt-sanlock sanlock python3-sanlock \
     qemu-system-x86 qemu-utils iproute2 util-linux mount procps mandoc shellcheck \
     e2fsprogs xfsprogs btrfs-progs fdisk spin gcc libc6-dev
@@ -86,8 +87,10 @@ install:
 	install -d '$(DESTDIR)$(pythondir)' '$(DESTDIR)$(bindir)' '$(DESTDIR)$(datadir)/vmguard'
 	$(PYTHON) -I packaging/copy-library vmguard '$(DESTDIR)$(pythondir)/vmguard'
 	$(PYTHON) -I -m compileall -q -s '$(DESTDIR)' -p / '$(DESTDIR)$(pythondir)/vmguard'
-	for command in vmguard=vmguard.cli vmguardd=vmguard.agent.daemon; do \
-	    file='$(DESTDIR)$(bindir)'/"$${command%%=*}" && \
+	install -d '$(DESTDIR)$(plugindir)'
+	for command in '$(bindir)/vmguard=vmguard.cli' '$(bindir)/vmguardd=vmguard.agent.daemon' \
+	    '$(plugindir)/check_vmguard=vmguard.cli.plugin'; do \
+	    file='$(DESTDIR)'"$${command%%=*}" && \
 	    printf '%s\n' '#!/usr/bin/python3 -I' 'import sys' '' 'sys.path.insert(0, "$(pythondir)")' \
 	        "from $${command#*=} import main" '' 'sys.exit(main())' >"$$file" && chmod 755 "$$file" || exit; \
 	done
@@ -116,7 +119,7 @@ uninstall:
 	    { echo 'This host is set up: run `vmguard setup --remove` first.' >&2; exit 1; }
 	rm -f '$(DESTDIR)$(sysconfdir)/libvirt/hooks/qemu.d/50-vmguard'
 	rm -rf '$(DESTDIR)$(pythondir)/vmguard' '$(DESTDIR)$(datadir)/vmguard'
-	rm -f '$(DESTDIR)$(bindir)/vmguard' '$(DESTDIR)$(bindir)/vmguardd'
+	rm -f '$(DESTDIR)$(bindir)/vmguard' '$(DESTDIR)$(bindir)/vmguardd' '$(DESTDIR)$(plugindir)/check_vmguard'
 	rm -f '$(DESTDIR)$(mandir)/man8/vmguard.8' '$(DESTDIR)$(mandir)/man5/vmguard.conf.5'
 	rm -f '$(DESTDIR)$(mandir)/man1/vmguard-lint.1'
 	rm -f '$(DESTDIR)$(tmpfilesdir)/vmguard.conf'

@@ -111,7 +111,7 @@ def prepare(xml: bytes, libvirtd: Process) -> None:
             if not isinstance(error, (LocalStore, NoWatchdog)):
                 report_tolerated(domain, tolerance)
                 return
-        admit(domain, needs, arrival, others, this, libvirtd, tolerance)
+        admit(domain, needs, arrival, others, this, libvirtd, tolerance, host.began())
     report_tolerated(domain, tolerance)
 
 
@@ -123,8 +123,13 @@ def admit(
     this: Here,
     libvirtd: Process,
     tolerance: Tolerance,
+    began: float = 0.0,
 ) -> Instance:
-    """Write the intent down, take all, say so. Under the host lock. others: the instances that a sweep has left."""
+    """
+    Write the intent down, take all, say so. Under the host lock.
+
+    others: the instances that a sweep has left. began: when the hook began (host.began), if this is one.
+    """
     start = Instance(
         id=instance.new_id(domain.uuid),
         uuid=domain.uuid,
@@ -149,7 +154,10 @@ def admit(
     start = start._replace(state="held")
     instance.write(start)
     mark(start, start.wants)
-    events.record("held", **instance.account(start))
+    account = instance.account(start)
+    if began:
+        account["took"] = round(time.clock_gettime(time.CLOCK_BOOTTIME) - began, 3)
+    events.record("held", **account)
     return start
 
 

@@ -96,6 +96,12 @@ def _stat(path: str) -> Optional[Tuple[str, int]]:
     return fields[0].decode("ascii", "replace"), int(fields[19])
 
 
+def began() -> float:
+    """When this process's parent began, as seconds on the clock of processes (CLOCK_BOOTTIME), to a hundredth."""
+    found = _stat(f"{PROC}/{os.getppid()}/stat")
+    return found[1] / os.sysconf("SC_CLK_TCK") if found is not None else 0.0
+
+
 _DEAD = ("Z", "X", "x")
 
 

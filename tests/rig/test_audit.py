@@ -146,3 +146,38 @@ def test_rotation_loses_nothing(node1: Host, images: Images) -> None:
         assert found == ["held", "released"]
     finally:
         node1.shell("rm -rf /var/log/vmguard && mv /var/log/vmguard.kept /var/log/vmguard")
+
+
+PLUGIN = "import sys; from vmguard.cli.plugin import main; sys.exit(main())"
+
+
+def test_figures_of_a_host(node1: Host, node2: Host, images: Images) -> None:
+    """`vmguard metrics` and check_vmguard, of a host that is well, and of one that is not."""
+
+    def figures() -> Dict[str, float]:
+        lines = node1.vmguard("metrics", check=False).out.splitlines()
+        return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
+
+    def check() -> str:
+        done = node1.run("/usr/bin/python3", "-c", PLUGIN, check=False)
+        line = done.out.splitlines()[0]
+        assert line.split()[1] == ("OK", "WARNING", "CRITICAL", "UNKNOWN")[done.status], done
+        return line
+
+    before = figures()
+    web, theirs = guest("web", [images.raw("web.img")], devices=SCSI), images.block("theirs")
+    with watched(node1):
+        node1.start(web)
+        eventually(lambda: "VMGUARD OK - 1 guests" in check(), "all is well")
+        node1.refused(guest("thief", [images.path("web.img")]))
+        node2.start(guest("holder", [Disk(theirs, "block")]))
+        attach(node1, web, Disk(theirs, "block", bus="scsi"), "sda")
+        eventually(lambda: "VMGUARD CRITICAL" in check() and "writes what another" in check(), "it is not well")
+        now = eventually(lambda: figures() if figures()["vmguard_contained_total"] else None, "it is contained")
+        assert now["vmguard_refusals_total"] == before["vmguard_refusals_total"] + 1
+        assert now["vmguard_leases_contested"] == 1 and now["vmguard_conflicts_total"] > before["vmguard_conflicts_total"]
+        assert now["vmguard_hook_prepare_seconds_count"] >= before["vmguard_hook_prepare_seconds_count"] + 2
+        assert now["vmguard_lockspace_joined"] == 1 and now["vmguard_lockspace_renewal_age_seconds"] < 20
+        with node1.frozen("libvirtd"):
+            assert figures()["vmguard_guests"] == 1
+    assert "vmguardd does not run" in check() or "CRITICAL" in check()

@@ -130,7 +130,8 @@ def _bar(span: Span, begin: float, end: float, y: int, colour: str) -> List[str]
         f' stroke="{colour}"{dash}><title>{_text(title)}</title></rect>'
     ]
     if width > 70:
-        lines.append(f'<text class="inside" x="{begin + 8}" y="{y + 17}">{_text(span.mode)}</text>')
+        kind = "inside" if span.mode == "exclusive" else "small"
+        lines.append(f'<text class="{kind}" x="{begin + 8}" y="{y + 17}">{_text(span.mode)}</text>')
     return lines
 
 
