@@ -102,6 +102,7 @@ install:
 	test -e '$(DESTDIR)$(sysconfdir)/vmguard/vmguard.conf' || \
 	    install -m 644 conf/vmguard.conf '$(DESTDIR)$(sysconfdir)/vmguard/vmguard.conf'
 	install -D -m 644 man/vmguard.8 '$(DESTDIR)$(mandir)/man8/vmguard.8'
+	install -D -m 644 man/vmguardd.8 '$(DESTDIR)$(mandir)/man8/vmguardd.8'
 	install -D -m 644 man/vmguard-lint.1 '$(DESTDIR)$(mandir)/man1/vmguard-lint.1'
 	install -D -m 644 man/vmguard.conf.5 '$(DESTDIR)$(mandir)/man5/vmguard.conf.5'
 	install -D -m 644 packaging/tmpfiles/vmguard.conf '$(DESTDIR)$(tmpfilesdir)/vmguard.conf'
@@ -121,7 +122,7 @@ uninstall:
 	rm -rf '$(DESTDIR)$(pythondir)/vmguard' '$(DESTDIR)$(datadir)/vmguard'
 	rm -f '$(DESTDIR)$(bindir)/vmguard' '$(DESTDIR)$(bindir)/vmguardd' '$(DESTDIR)$(plugindir)/check_vmguard'
 	rm -f '$(DESTDIR)$(mandir)/man8/vmguard.8' '$(DESTDIR)$(mandir)/man5/vmguard.conf.5'
-	rm -f '$(DESTDIR)$(mandir)/man1/vmguard-lint.1'
+	rm -f '$(DESTDIR)$(mandir)/man1/vmguard-lint.1' '$(DESTDIR)$(mandir)/man8/vmguardd.8'
 	rm -f '$(DESTDIR)$(tmpfilesdir)/vmguard.conf'
 	for rule in udev/*.rules; do rm -f '$(DESTDIR)$(udevrulesdir)'/"$${rule##*/}" || exit; done
 	for unit in packaging/systemd/*; do rm -f '$(DESTDIR)$(unitdir)'/"$${unit##*/}" || exit; done

@@ -12,6 +12,7 @@ import os
 from vmguard import paths
 from vmguard._typing import Iterable, List, Tuple
 from vmguard.claims import Mode
+from vmguard.host import read
 from vmguard.instance import Instance, Want
 from vmguard.text import plain
 
@@ -41,6 +42,8 @@ def put(one: Instance, wants: Iterable[Want]) -> None:
         # Names of domains may hold anything: a line each, in ASCII, with no quotes around that udev would take away.
         text = "".join(f"VMGUARD_{key}={_shown(value)}\n" for key, value in lines.items())
         path = os.path.join(_folder(), claim.device)
+        if read(path) == text.encode():
+            continue
         try:
             os.makedirs(_folder(), mode=0o755, exist_ok=True)
             temporary = f"{path}.{os.getpid()}.tmp"

@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import time
-from typing import Any, Dict, List, Optional, Sequence, Set
+from typing import Any, Dict, List, Optional, Sequence, Set, Tuple
 
 from vmguard import __version__, deadline, events, host, libvirtstate, paths
 from vmguard.agent import looking, notify, work
@@ -30,16 +30,14 @@ from vmguard.lint.inotify import Folders
 
 # How often it looks for what no event tells of. Seconds.
 _LOOK = 2.0
-# Guests that one child looks at.
-_TOGETHER = 32
+# Guests that one child looks at: those that are urgent wait no longer than for so many.
+_TOGETHER = 8
 # A guest that a look hung at is left alone for so long. Seconds.
 _HUNG = 60.0
-# Something is done about the same conflict again after so long at the earliest. Seconds.
-_AGAIN = 3.0
 # After a guest's end its `release` comes within one. Seconds.
 _RELEASED = 3.0
 
-_LASTING = ("alarm", "not-inspected", "conflict")
+_LASTING = ("alarm", "not-inspected", "unidentified", "conflict")
 
 _CODE = "import sys; sys.path.insert(0, sys.argv[1]); from vmguard.agent.acting import main; sys.exit(main(sys.argv[2:]))"
 _LIBRARY = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -69,6 +67,7 @@ class Agent:
         self._gone += self.guests.scan()
         for guest in self.guests:
             if not uuid or guest.qemu.uuid == uuid:
+                guest.urgent = bool(uuid)
                 guest.wake()
         self._woken.set()
 
@@ -115,6 +114,7 @@ class Agent:
             self._gone += self.guests.scan()
             found = self.guests.of_name(name)
         for guest in found:
+            guest.urgent = True
             guest.wake()
         self._woken.set()
 
@@ -202,7 +202,7 @@ class Agent:
             self._sweep = None
             await work.child(looking.sweep, self._config.deadline, lambda _: None)
         for guest in due[:_TOGETHER]:
-            guest.due = None
+            guest.due, guest.urgent = None, False
             if self._config is None:
                 guest.wake(looking.LATER)
         if self._config is None or not due:
@@ -245,8 +245,6 @@ class Agent:
 
     def _seen(self, guest: Guest, seen: Seen, config: Config) -> None:
         guest.spare = seen.spare
-        if seen.again is not None:
-            guest.wake(seen.again)
         for event, text, data in seen.told:
             self._tell(guest, event, text, data)
         for event, text, data in seen.done:
@@ -254,11 +252,13 @@ class Agent:
         contested = bool(seen.conflicts) or seen.word == "trouble"
         if not contested:
             guest.contested_since = None
-            guest.told.clear()
+            guest.told = {one for one in guest.told if one.startswith("unidentified")}
         elif guest.contested_since is None:
             guest.contested_since = time.monotonic()
         if seen.conflicts:
             self._conflict(guest, seen, config)
+        if seen.again is not None:
+            guest.wake(seen.again)
 
     def _tell(self, guest: Guest, event: str, text: str, data: Dict[str, Any]) -> None:
         """Write it down; what lasts, once."""
@@ -295,18 +295,19 @@ class Agent:
         state = libvirtstate.of(guest.qemu.name, guest.process.pid)
         if state is not None and state.state == "paused" and guest.acted:
             return  # contained
-        if time.monotonic() - guest.acted > _AGAIN:
-            guest.acted = time.monotonic()
-            self._begin(self._act(guest, seen, config.conflict))
+        if not guest.acting:
+            guest.acting = True
+            self._begin(self._act(guest, seen, config.conflict, guest.noticed))
 
-    async def _act(self, guest: Guest, seen: Seen, policy: OnConflict) -> None:
+    async def _act(self, guest: Guest, seen: Seen, policy: OnConflict, noticed: float) -> None:
         process = guest.process
         words = ["/usr/bin/python3", "-I", "-c", _CODE, _LIBRARY, policy.value, guest.qemu.uuid, guest.qemu.name]
         done = await work.program(
             [*words, str(process.pid), str(process.start)], json.dumps(seen.conflicts, default=str), 60
         )
+        guest.acting, guest.acted = False, True
         what = done.text.strip().split("\n")[-1] if done.whole and done.status == 0 else f"in vain: {done.text.strip()}"
-        seconds = round(time.monotonic() - guest.noticed, 3)
+        seconds = round(time.monotonic() - noticed, 3)
         self._say(
             "contained" if done.status == 0 else "alarm",
             f"{guest.qemu.name}: {what}",
@@ -320,8 +321,8 @@ class Agent:
         self._woken.set()
 
 
-def _urgency(guest: Guest) -> float:
-    return guest.due or 0.0
+def _urgency(guest: Guest) -> Tuple[bool, float]:
+    return not guest.urgent, guest.due or 0.0
 
 
 async def _keep_alive(seconds: float) -> None:

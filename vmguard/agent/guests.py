@@ -35,7 +35,9 @@ class Guest:
         self.spare: Tuple[str, ...] = ()
         self.contested_since: Optional[float] = None
         self.told: Set[str] = set()
-        self.acted = 0.0  # when something was last done about a conflict
+        self.urgent = False  # whether libvirt has told of it: before those that are only looked at now and then
+        self.acting = False  # something is being done about a conflict
+        self.acted = False  # something has been done
         self._count = -1
         self._files: Tuple[str, ...] = ()
 

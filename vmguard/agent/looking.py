@@ -254,7 +254,7 @@ def _named(claim: Claim) -> str:
 
 def _unknown(state: _State) -> Tuple[Told, ...]:
     return tuple(
-        ("not-inspected", f"{found.opened.path} cannot be identified: {found.opened.unknown}", {})
+        ("unidentified", f"{found.opened.path} cannot be identified: {found.opened.unknown}", {})
         for found in state.findings.objects
         if found.verdict is Verdict.UNKNOWN
     )
