@@ -21,6 +21,8 @@ from vmguard.instance import Instance, Want
 from vmguard.openfiles import Finding, Findings, Opened, Verdict
 from vmguard.storage import Storage
 
+# Other guests may run on this machine.
+NAME = f"unit-{os.getpid()}"
 UUID = "11111111-2222-3333-4444-555555555555"
 
 
@@ -31,7 +33,7 @@ UUID = "11111111-2222-3333-4444-555555555555"
 def qemu(tmp_path: Path) -> Iterator["subprocess.Popen[bytes]"]:
     """A process with QEMU's arguments and some files open."""
     (tmp_path / "disk").write_bytes(b"x")
-    words = ["qemu-system-x86_64", "-c", "while read l; do eval $l; done", "-name", "guest=web", "-uuid", UUID]
+    words = ["qemu-system-x86_64", "-c", "while read l; do eval $l; done", "-name", f"guest={NAME}", "-uuid", UUID]
     with open(tmp_path / "disk", "rb") as disk:
         process = subprocess.Popen(words, executable="/bin/bash", stdin=subprocess.PIPE, pass_fds=[disk.fileno()])
     yield process
@@ -51,9 +53,9 @@ def said(process: "subprocess.Popen[bytes]", command: str, done: Any) -> None:
 
 def test_a_guest_comes_changes_and_goes(qemu: "subprocess.Popen[bytes]", tmp_path: Path) -> None:
     all_ = guests.Guests()
-    while not all_.of_name("web"):  # between fork and exec it is no QEMU yet: it is looked at again
+    while not all_.of_name(NAME):  # between fork and exec it is no QEMU yet: it is looked at again
         all_.scan()
-    (guest,) = all_.of_name("web")
+    (guest,) = all_.of_name(NAME)
     assert guest.qemu.uuid == UUID and guest.due is not None, "it is looked at, to begin with"
     guest.due = None
     guest.remember()
@@ -70,15 +72,15 @@ def test_a_guest_comes_changes_and_goes(qemu: "subprocess.Popen[bytes]", tmp_pat
     assert not guest.changed(closely=False) and guest.changed(closely=True), "as many, but others"
     qemu.kill()
     qemu.wait()
-    assert guest in all_.scan() and not all_.of_name("web")
+    assert guest in all_.scan() and not all_.of_name(NAME)
 
 
 def test_each_ones_turn_comes(qemu: "subprocess.Popen[bytes]", tmp_path: Path) -> None:
     """As many open files as before, but others: noticed within a round of looks."""
     all_ = guests.Guests()
-    while not all_.of_name("web"):
+    while not all_.of_name(NAME):
         all_.scan()
-    (guest,) = all_.of_name("web")
+    (guest,) = all_.of_name(NAME)
     said(qemu, f"exec 9<{tmp_path}/disk", lambda: os.path.exists(f"/proc/{qemu.pid}/fd/9"))
     guest.due = None
     guest.remember()
