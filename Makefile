@@ -31,7 +31,7 @@ pythondir := $(shell $(PYTHON) -I -c 'import site, sys; below = sys.argv[1].rstr
 # What tests and demo run on.
 PACKAGES = python3 python3-pytest python3-pytest-timeout python3-pytest-xdist python3-hypothesis python3-venv \
     python3-libvirt python3-rich python3-lxml python3-jsonschema python3-pyudev virtinst ansible-core \
-    udev prometheus icinga2-bin \
+    udev umockdev prometheus icinga2-bin \
     libvirt-daemon-system libvirt-clients libvirt-sanlock sanlock python3-sanlock \
     qemu-system-x86 qemu-utils iproute2 util-linux mount procps mandoc shellcheck \
     e2fsprogs xfsprogs btrfs-progs fdisk spin gcc libc6-dev
