@@ -17,6 +17,7 @@ import os
 import select
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, Callable, Dict, List, Optional, Set, Tuple
 
 from vmguard import host, paths
@@ -182,7 +183,8 @@ class Monitor:
         try:
             monitor = pyudev.Monitor.from_netlink(pyudev.Context(), source="udev")
             monitor.filter_by("block")
-            monitor.set_receive_buffer_size(4 << 20)
+            with suppress(OSError):
+                monitor.set_receive_buffer_size(4 << 20)
             monitor.start()
         except (OSError, ValueError):
             return
