@@ -160,6 +160,11 @@ def disable_unit(unit: str) -> None:
     _systemctl("disable", unit)
 
 
+def stop_unit(unit: str) -> None:
+    """Stop a unit, and do not start it at boot any more. Raises Misconfigured."""
+    _systemctl("disable", "--now", unit)
+
+
 def _systemctl(*arguments: str) -> None:
     command = ["systemctl", *arguments]
     try:

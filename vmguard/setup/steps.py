@@ -21,6 +21,7 @@ from vmguard.setup.plan import Change, Plan, contents, replace
 from vmguard.setup.record import Identity
 
 JOIN_UNIT = "vmguard-join.service"
+AGENT_UNIT = "vmguardd.service"
 
 
 class Wishes(NamedTuple):
@@ -291,12 +292,16 @@ class _Steps:
     def boot(self) -> None:
         if not daemons.systemd_runs():
             self.plan.left.append(
-                "Have `vmguard join` run at boot, after sanlock and before libvirt: there is no systemd here to do it."
+                "Have `vmguard join` run at boot, after sanlock and before libvirt, and `vmguardd` for as long as guests do:"
+                " there is no systemd here to do it."
             )
-        elif not daemons.unit_is("enabled", JOIN_UNIT):
+            return
+        if not daemons.unit_is("enabled", JOIN_UNIT):
             self.add(
                 "join at boot", JOIN_UNIT, "not enabled", "enabled", lambda: daemons.enable_unit(JOIN_UNIT)
             )
+        if not (daemons.unit_is("enabled", AGENT_UNIT) and daemons.unit_is("active", AGENT_UNIT)):
+            self.add("watch over running guests", AGENT_UNIT, "does not run", "runs", _start_agent)
 
 
 def plan(wishes: Wishes) -> Plan:
@@ -322,6 +327,12 @@ _Apply = Callable[[], None]
 def _start_sanlock() -> None:
     daemons.start_unit("sanlock.service")
     daemons.enable_unit("sanlock.service")
+
+
+def _start_agent() -> None:
+    """After host.json is there: its unit asks for that."""
+    daemons.enable_unit(AGENT_UNIT)
+    daemons.start_unit(AGENT_UNIT)
 
 
 def _ignore(_: object) -> None:
