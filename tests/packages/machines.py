@@ -82,12 +82,13 @@ mount --make-rprivate /
 mount -t proc proc "$1/proc"
 mount -t sysfs sysfs "$1/sys"
 mount -t tmpfs tmpfs "$1/run"
+# libvirt looks for a mount there.
+mount --bind "$1/dev" "$1/dev"
 mkdir -p "$1/dev/pts"
 mount -t devpts devpts "$1/dev/pts"
 mount --bind "$2" "$1/srv"
 mkdir -p /run/lock "$1/run/lock"
-touch "$2/.ready"
-exec chroot "$1" sh -c 'trap : CHLD; while :; do sleep 3600 & wait; done'
+exec chroot "$1" sh -c 'touch /srv/.ready; trap : CHLD; while :; do sleep 3600 & wait; done'
 """
 
 
@@ -113,6 +114,8 @@ class Machine:
         eventually(lambda: os.path.exists(os.path.join(self.disk, ".ready")), f"{suite} is up")
         with open(f"/proc/{self._process.pid}/task/{self._process.pid}/children", encoding="ascii") as children:
             self.pid = int(children.read())
+        # Ready is said from inside: before that its root would still be ours.
+        assert os.stat(f"/proc/{self.pid}/root").st_dev != os.stat("/").st_dev
         self.write("/etc/libvirt/qemu.conf", QEMU_CONF)
         self.write("/etc/machine-id", uuid.uuid4().hex + "\n")
         self.run("ip", "link", "set", "lo", "up")
