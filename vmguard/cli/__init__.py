@@ -15,7 +15,7 @@ import sys
 from typing import List, Optional
 
 from vmguard import __version__, events
-from vmguard.cli import check, define, gc, identify, lint, membership, override, report, setup, status, verify
+from vmguard.cli import check, define, doctor, gc, identify, lint, membership, override, report, setup, status, verify
 from vmguard.errors import BadRequest, CannotTell, Error, Misconfigured
 from vmguard.report import message
 
@@ -32,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"vmguard {__version__}")
     commands = top.add_subparsers(metavar="COMMAND", required=True)
-    for module in (setup, status, check, verify, lint, define, report, identify, membership, override, gc):
+    for module in (setup, doctor, status, check, verify, lint, define, report, identify, membership, override, gc):
         module.add(commands)
     return top
 

@@ -35,17 +35,18 @@ def add_to(plan: Plan) -> None:
     names = ", ".join(sorted(qemu.name for qemu in unguarded()))
     if names:
         plan.changes.append(
-            Change("guests that run already", names, "without leases", "with their leases (they run on)", lambda: _take(plan))
+            Change("guests that run already", names, "without leases", "with their leases (they run on)", lambda: take(plan.left))
         )
 
 
-def _take(plan: Plan) -> None:
+def take(left: List[str]) -> None:
+    """Take the leases of running guests that have none. What could not be taken is added to `left`, as sentences."""
     running = daemons.find(daemons.LIBVIRT)
     libvirtd = host.process(running[0].pid) if running else None
     for qemu in unguarded():
         why = "libvirt does not answer" if libvirtd is None else _adopt(qemu, libvirtd)
         if why:
-            plan.left.append(f"{qemu.name} runs without its leases: {why}. `vmguard verify {qemu.name}` shows what it has open.")
+            left.append(f"{qemu.name} runs without its leases: {why}. `vmguard verify {qemu.name}` shows what it has open.")
 
 
 def _adopt(qemu: host.Qemu, libvirtd: host.Process) -> str:

@@ -139,7 +139,7 @@ def _add_daemon(plan: Plan, daemon: daemons.Daemon, plugin: bool, hook_new: bool
     if hook_new or not has_seen_hook(daemon):
         change = Change(
             f"libvirt's daemon {daemon.name}", where, "has not looked for the hook yet", "told to look (SIGHUP)",
-            lambda: _reload(daemon),
+            lambda: tell(daemon),
         )  # fmt: skip
         plan.changes.append(change)
 
@@ -178,7 +178,8 @@ def _mark(daemon: daemons.Daemon, path: str) -> str:
     return f"{daemon.pid} {daemon.start} {path}"
 
 
-def _reload(daemon: daemons.Daemon) -> None:
+def tell(daemon: daemons.Daemon) -> None:
+    """Have the daemon look for hooks now, and remember that it has."""
     daemons.reload(daemon)
     _note_seen([daemon])
 
