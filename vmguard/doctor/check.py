@@ -121,7 +121,12 @@ def _found(one: Check, look: Look) -> List[Finding]:
 
 def examine(look: Look) -> List[Finding]:
     """Every check, in order."""
-    return [finding for one in checks() for finding in run(one, look)]
+    found: List[Finding] = []
+    for one in checks():
+        here = run(one, look)
+        look.sanlock_hangs |= one.name == "sanlock" and any(each.severity is Severity.UNKNOWN for each in here)
+        found += here
+    return found
 
 
 def mend(findings: List[Finding], look: Look) -> List[str]:

@@ -20,6 +20,8 @@ class Look:
 
     def __init__(self, root: str = "/") -> None:
         self.root = root
+        # Set once sanlock's daemon has kept a check waiting: no other asks it again.
+        self.sanlock_hangs = False
 
     def read(self, path: str) -> Optional[str]:
         """The text of a file of the system, None where it cannot be read."""
@@ -52,7 +54,7 @@ class Look:
     def sanlock(self) -> Optional[Status]:
         """What sanlock's daemon says, None where it says nothing."""
         try:
-            return status.status()
+            return None if self.sanlock_hangs else status.status()
         except Error:
             return None
 

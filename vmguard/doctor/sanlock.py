@@ -93,17 +93,18 @@ def timeouts(look: Look) -> Findings:
         return
     limit, found = FAIL * config.io_timeout, []
     multipath = _queueing(look)
+    if multipath == float("inf"):
+        says = f"multipath retries for ever without a path; sanlock gives this host up after {limit} s"
+        yield doubtful(says, "in multipath.conf, for the LUN of the store: no_path_retry a number")
+        return
     if multipath is not None and multipath >= limit:
-        found.append(("multipath retries for {} s without a path", multipath))
+        found.append((f"multipath retries for {multipath:g} s without a path", multipath))
     token = _corosync(look)
     if token is not None and token >= limit:
-        found.append(("corosync takes {} s to call a node lost, and its cluster filesystems stand still until then", token))
-    for text, seconds in found:
-        needed = int(seconds // FAIL) + 1
-        fix = f"a store with --io-timeout {needed} or more; or shorter times there"
-        shown = "for ever" if seconds == float("inf") else f"{seconds:g}"
-        fix = fix if seconds != float("inf") else "in multipath.conf: no_path_retry a number, for the LUN of the store"
-        says = text.format(shown).replace("for for ever s", "for ever")
+        says = f"corosync takes {token:g} s to call a node lost, and its cluster filesystems stand still until then"
+        found.append((says, token))
+    for says, seconds in found:
+        fix = f"a store with --io-timeout {int(seconds // FAIL) + 1} or more; or shorter times there"
         yield doubtful(f"{says}; sanlock gives this host up after {limit} s", fix)
     if not found:
         yield ok(f"sanlock gives this host up after {limit} s; nothing here is known to take longer")
