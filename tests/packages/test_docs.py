@@ -95,8 +95,8 @@ def test_the_first_ten_minutes(machine: Machine, built: Dict[str, List[str]]) ->
     web = guest("web", [machine.image("web.img")])
     machine.start(web)
     pid = machine.qemu(web)
-    # `check` says what a start would do: that it would be refused is its status 1.
-    carry_out(machine, ROOT / "docs/getting-started.md", {**DOCTOR, "vmguard check": [1]})
+    # `check` and `explain` say what a start would do: that it would be refused is their status 1.
+    carry_out(machine, ROOT / "docs/getting-started.md", {**DOCTOR, "vmguard check": [1], "vmguard explain": [1]})
     assert machine.qemu(web) == pid
 
 
