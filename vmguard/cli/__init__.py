@@ -19,6 +19,7 @@ from vmguard.cli import (
     audit,
     check,
     define,
+    doctor,
     gc,
     identify,
     lint,
@@ -47,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"vmguard {__version__}")
     commands = top.add_subparsers(metavar="COMMAND", required=True)
-    first = (setup, status, check, verify, audit, metrics, lint)
+    first = (setup, doctor, status, check, verify, audit, metrics, lint)
     for module in (*first, define, report, identify, membership, override, store, gc):
         module.add(commands)
     return top

@@ -35,6 +35,8 @@ def add(subparsers: Any) -> None:
     )
     parser.add_argument("--mode", choices=[each.value for each in Guarding], help="what is done with a verdict")
     parser.add_argument("--remove", action="store_true", help="take the guard off this host")
+    keep = "with --remove: guests that run keep their leases, and do not end it"
+    parser.add_argument("--keep-guests", action="store_true", help=keep)
     parser.add_argument("--yes", action="store_true", help="do not ask")
     parser.add_argument("--dry-run", action="store_true", help="show what would be changed, and change nothing")
     parser.add_argument("--no-restart", action="store_true", help="do not restart libvirt's daemon; say what is left")
@@ -51,8 +53,10 @@ def run(args: argparse.Namespace) -> int:
         raise BadRequest("setup changes this host's configuration", "run it as root")
     if args.json and not (args.yes or args.dry_run):
         raise BadRequest("--json cannot ask", "add --yes or --dry-run")
+    if args.keep_guests and not args.remove:
+        raise BadRequest("--keep-guests belongs to --remove")
     os.umask(0o022)
-    plan = removal.plan(not args.no_restart) if args.remove else steps.plan(_wishes(args))
+    plan = removal.plan(not args.no_restart, args.keep_guests) if args.remove else steps.plan(_wishes(args))
     if not args.json:
         _show(plan)
     done: List[Change] = []

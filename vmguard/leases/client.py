@@ -70,15 +70,18 @@ def parse_state(state: str) -> Iterator[Tuple[str, Lock]]:
     Raises SanlockFailed for anything that sanlock does not write.
     """
     for text in state.split(" ") if state else ():
-        fields = list(_split(text))
+        fields = list(split_fields(text))
         last = fields[-1]
         if len(fields) < 5 or not (last == "SH" or last.isdecimal()):
             raise SanlockFailed("inquire", -errno.EPROTO, text)
         yield fields[0], Lock(fields[1], 0 if last == "SH" else int(last), last == "SH", None)
 
 
-# Fields are separated by colons; in a path a backslash stands before whatever would be taken for a separator.
-def _split(text: str) -> Iterator[str]:
+def split_fields(text: str) -> Iterator[str]:
+    """
+    The fields of one lease in a state string. Colons separate them; in a path a backslash stands before whatever would be
+    taken for a separator.
+    """
     field, escaped = "", False
     for character in text:
         if escaped or character not in "\\:":

@@ -21,6 +21,9 @@ _MAGIC, _PROTOCOL, _CMD_STATUS = 0x04282010, 1, 5
 _HEADER = struct.Struct("=8I")  # struct sm_header
 _STATE = struct.Struct("=IIIxxxxQ48sIxxxx")  # struct sanlk_state
 _DAEMON, _CLIENT, _LOCKSPACE, _RESOURCE = 1, 2, 3, 4
+# Since 3.9 the daemon tells of its worker threads too (7), as soon as one has worked; since 5 of a further thread (8). Text, and
+# nothing after it, as is all that other commands report (5, 6).
+_KINDS = range(1, 9)
 _MAX_TEXT = 4096  # SANLK_STATE_MAXSTR
 _MAX_DISKS = 4  # SANLK_MAX_DISKS
 
@@ -133,7 +136,7 @@ def _records(stream: _Stream) -> Iterator[_Record]:
         if not head:
             return
         kind, _, number, version, name, length = _STATE.unpack(head)
-        if not _DAEMON <= kind <= _RESOURCE or length > _MAX_TEXT:
+        if kind not in _KINDS or length > _MAX_TEXT:
             # A daemon that speaks otherwise: better none than half an answer.
             raise SanlockFailed("status", -errno.EPROTO)
         settings = _settings(stream.read(length)) if length else {}
@@ -199,7 +202,7 @@ def status() -> Status:
                     clients.append(record.number)
             elif record.kind == _LOCKSPACE:
                 spaces.append(_space(record))
-            elif record.settings.get("list") in _HELD:
+            elif record.kind == _RESOURCE and record.settings.get("list") in _HELD:
                 held.append(_lock(record))
     except OSError as error:
         raise SanlockDown(error.errno or errno.EIO) from error

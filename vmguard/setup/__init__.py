@@ -9,5 +9,6 @@ Preparing a host, and taking it back.
     place.py        where a store lies, and who else sees it
     libvirtconf.py  editing qemu.conf and its like; sanlock.conf
     hookfile.py     the script in libvirt's folder
+    adoption.py     guests that ran before there was a guard
     daemons.py      libvirt's and sanlock's processes
 """

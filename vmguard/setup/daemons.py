@@ -74,7 +74,7 @@ def restart(daemon: Daemon) -> None:
         return
     argv, environment, folder, program = _how_started(daemon)
     os.kill(daemon.pid, signal.SIGTERM)
-    if not _until(lambda: not runs(daemon), STOP):
+    if not until(lambda: not runs(daemon), STOP):
         raise Misconfigured(daemon.name, f"process {daemon.pid} did not end within {STOP:.0f} s", "restart it by hand")
     process = subprocess.Popen(
         argv,
@@ -87,14 +87,14 @@ def restart(daemon: Daemon) -> None:
         start_new_session=True,
     )
     # With -d it goes into the background by itself, and the first process ends.
-    if not _until(lambda: process.poll() is not None or bool(find((daemon.name,))), START) or not find((daemon.name,)):
+    if not until(lambda: process.poll() is not None or bool(find((daemon.name,))), START) or not find((daemon.name,)):
         command = " ".join(argv)
         raise Misconfigured(daemon.name, "it was stopped and did not start again", f"start it by hand: `{command}`")
 
 
 def gets_plugin(name: str) -> bool:
     """Whether the daemon of this name has libvirt's sanlock plugin in memory, or soon does."""
-    return _until(lambda: any(host.libvirt_has_sanlock_plugin(daemon.pid) for daemon in find((name,))), START)
+    return until(lambda: any(host.libvirt_has_sanlock_plugin(daemon.pid) for daemon in find((name,))), START)
 
 
 def plugin() -> Optional[str]:
@@ -229,7 +229,8 @@ def _link(path: str) -> str:
         return ""
 
 
-def _until(true: Callable[[], bool], seconds: float) -> bool:
+def until(true: Callable[[], bool], seconds: float) -> bool:
+    """Wait for a state, so long at most; whether it came."""
     end = time.monotonic() + seconds
     while not true():
         if time.monotonic() > end:

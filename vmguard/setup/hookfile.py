@@ -3,12 +3,14 @@
 
 import os
 import re
+import shutil
+import subprocess
 from typing import Optional, Tuple
 
 import vmguard
 from vmguard.errors import Misconfigured
 from vmguard.setup import others
-from vmguard.setup.plan import contents
+from vmguard.setup.plan import contents, replace
 
 # Since then libvirt runs every script in hooks/qemu.d, beside hooks/qemu.
 FOLDER_SINCE = (6, 5)
@@ -63,6 +65,39 @@ def script() -> bytes:
 def is_ours(data: bytes) -> bool:
     """Whether a script in libvirt's folder is vmguard's, of whatever version."""
     return b"\n# vmguard's hook:" in data
+
+
+def put(path: str) -> None:
+    """
+    Write the script to its place, executable, whole or not at all. Raises Misconfigured.
+
+    It is made beside qemu.d: libvirt runs every executable file in there, hidden ones too, and for a moment there would be
+    two.
+    """
+    replace(path, script(), MODE, staging=os.path.join(others.LIBVIRT, "hooks"))
+    os.chown(path, 0, 0)
+    os.chmod(path, MODE)
+    _label(path)
+
+
+def _label(path: str) -> None:
+    """SELinux: the label that the policy has for this place. Best effort: without a policy there is nothing to do."""
+    program = shutil.which("restorecon", path="/usr/sbin:/sbin:/usr/bin:/bin")
+    if program is not None and os.path.exists("/sys/fs/selinux/enforce"):
+        subprocess.run([program, "-F", path], stdin=subprocess.DEVNULL, timeout=60)
+
+
+def refresh() -> None:
+    """
+    What a package does after an update: where setup has put a hook of ours, of any version, it becomes that of this one. A
+    hook that is not there stays away, and one that is not executable is for `vmguard doctor` to name. Raises Misconfigured.
+    """
+    for version in ((0,), FOLDER_SINCE):
+        path = target(version)
+        there = contents(path)
+        if there is not None and is_ours(there) and there != script():
+            replace(path, script(), MODE, staging=os.path.join(others.LIBVIRT, "hooks"))
+            _label(path)
 
 
 def installed(path: str) -> bool:

@@ -5,8 +5,6 @@ hook; its daemon has seen both.
 """
 
 import os
-import shutil
-import subprocess
 from typing import List, NamedTuple, Optional
 
 from vmguard import host, paths
@@ -118,22 +116,10 @@ def _add_hook(plan: Plan) -> bool:
     if hookfile.installed(path):
         return False
 
-    def apply() -> None:
-        replace(path, hookfile.script(), hookfile.MODE)
-        os.chown(path, 0, 0)
-        os.chmod(path, hookfile.MODE)
-        _label(path)
-
     before = None if there is None else "another version, or not executable"
-    plan.changes.append(Change("the hook that libvirt calls", path, before, "vmguard's, executable", apply))
+    what, after = "the hook that libvirt calls", "vmguard's, executable"
+    plan.changes.append(Change(what, path, before, after, lambda: hookfile.put(path)))
     return True
-
-
-def _label(path: str) -> None:
-    """SELinux: the label that the policy has for this place. Best effort: without a policy there is nothing to do."""
-    program = shutil.which("restorecon", path="/usr/sbin:/sbin:/usr/bin:/bin")
-    if program is not None and os.path.exists("/sys/fs/selinux/enforce"):
-        subprocess.run([program, "-F", path], stdin=subprocess.DEVNULL, timeout=60)
 
 
 def _add_daemon(plan: Plan, daemon: daemons.Daemon, plugin: bool, hook_new: bool, restart: bool) -> None:
@@ -153,7 +139,7 @@ def _add_daemon(plan: Plan, daemon: daemons.Daemon, plugin: bool, hook_new: bool
     if hook_new or not has_seen_hook(daemon):
         change = Change(
             f"libvirt's daemon {daemon.name}", where, "has not looked for the hook yet", "told to look (SIGHUP)",
-            lambda: _reload(daemon),
+            lambda: tell(daemon),
         )  # fmt: skip
         plan.changes.append(change)
 
@@ -192,7 +178,8 @@ def _mark(daemon: daemons.Daemon, path: str) -> str:
     return f"{daemon.pid} {daemon.start} {path}"
 
 
-def _reload(daemon: daemons.Daemon) -> None:
+def tell(daemon: daemons.Daemon) -> None:
+    """Have the daemon look for hooks now, and remember that it has."""
     daemons.reload(daemon)
     _note_seen([daemon])
 
@@ -209,13 +196,24 @@ def take_back(plan: Plan, before: Previous, restart: bool) -> None:
     path = hookfile.target(daemons.libvirt_version())
     there = contents(path)
     if there is not None and hookfile.is_ours(there):
-        plan.changes.append(Change("the hook that libvirt calls", path, "vmguard's", None, lambda: remove(path)))
+        plan.changes.append(Change("the hook that libvirt calls", path, "vmguard's", None, lambda: _take_hook(path)))
     # lock_manager first: alone it would make libvirt ask for leases of its own.
     for setting in reversed(settings()):
         if now(setting) == libvirtconf.written(setting.value) and setting.name in before.get(setting.file, {}):
             _restore(plan, setting, before[setting.file][setting.name])
     for daemon in daemons.find(daemons.LIBVIRT):
         _let_go(plan, daemon, restart)
+
+
+def _take_hook(path: str) -> None:
+    """Before 6.5 libvirt runs a hook that it once saw, there or not: it is told to look."""
+    remove(path)
+    try:
+        os.rmdir(os.path.join(others.LIBVIRT, "hooks", "qemu.d"))
+    except OSError:
+        pass  # others have hooks there
+    for daemon in daemons.find(daemons.LIBVIRT):
+        daemons.reload(daemon)
 
 
 def _restore(plan: Plan, setting: Setting, text: Optional[str]) -> None:

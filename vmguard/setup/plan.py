@@ -52,17 +52,18 @@ def contents(path: str) -> Optional[bytes]:
         raise Misconfigured(path, f"it cannot be read: {e.strerror}") from None
 
 
-def replace(path: str, data: bytes, mode: int = 0o644) -> None:
+def replace(path: str, data: bytes, mode: int = 0o644, staging: Optional[str] = None) -> None:
     """
     Put `data` in place of the file, whole or not at all, also over a power cut. Owner and mode stay; a symbolic link
-    stays a link and its target is replaced. `mode` is for a new file; missing folders are made.
+    stays a link and its target is replaced. `mode` is for a new file; missing folders are made. `staging`: the folder, on
+    the same filesystem, in which the new file is made, where the target's own is read by somebody at any moment.
 
     Raises Misconfigured where it cannot be written.
     """
     target = os.path.realpath(path)
     folder = os.path.dirname(target)
     # Hidden and without the ending of any configuration file: if this process dies, nobody reads what is left.
-    temporary = os.path.join(folder, f".{os.path.basename(target)}.vmguard-new")
+    temporary = os.path.join(staging or folder, f".{os.path.basename(target)}.vmguard-new")
     try:
         os.makedirs(folder, mode=0o755, exist_ok=True)
         try:

@@ -7,15 +7,15 @@ everybody's.
 import os
 
 from vmguard import config, membership
-from vmguard.errors import CannotTell, Misconfigured
+from vmguard.errors import BadRequest, CannotTell, Misconfigured
 from vmguard.setup import daemons, libvirtside, record
 from vmguard.setup.plan import Change, Plan, contents, remove
 from vmguard.setup.steps import AGENT_UNIT, JOIN_UNIT
 
 
-def plan(restart: bool) -> Plan:
+def plan(restart: bool, keep_guests: bool = False) -> Plan:
     """
-    What is to be undone. Looks only.
+    What is to be undone. Looks only. keep_guests: guests that need their leases do not end it; they keep what they have.
 
     host.json goes last: it has libvirt's earlier settings, and while it is there a hook refuses.
     """
@@ -26,7 +26,7 @@ def plan(restart: bool) -> Plan:
             Change("watch over running guests", AGENT_UNIT, "runs", "stopped", lambda: daemons.stop_unit(AGENT_UNIT))
         )
     if recorded is not None:
-        member = Change("membership", recorded.store, "member", "left", lambda: _leave(made))
+        member = Change("membership", recorded.store, "member", "left", lambda: _leave(made, keep_guests))
         made.changes.append(member)
     libvirtside.take_back(made, record.previous(recorded), restart)
     if daemons.systemd_runs() and daemons.unit_is("enabled", JOIN_UNIT):
@@ -45,10 +45,17 @@ def plan(restart: bool) -> Plan:
     return made
 
 
-def _leave(made: Plan) -> None:
+def _leave(made: Plan, keep_guests: bool) -> None:
     """BadRequest where guests need their leases ends the removal; a store or sanlock that is gone must not."""
     try:
         membership.leave_host()
+    except BadRequest as e:
+        if not keep_guests:
+            raise
+        made.left.append(
+            f"{e.why}. They keep them, and other hosts see that; this host stays a member of the store until it is"
+            " restarted, or sanlock is when no guest runs. What they have shared is given back only then."
+        )
     except (CannotTell, Misconfigured) as e:
         made.left.append(
             f"This host may still be a member of the store ({type(e).__name__}). Restarting it, or sanlock when no"

@@ -15,7 +15,7 @@ from vmguard.config import Config, Guarding, WithoutWatchdog
 from vmguard.errors import BadRequest, CannotTell, Misconfigured, SanlockDown, StoreMoved
 from vmguard.leases import lockspace, status
 from vmguard.leases.store import Store, exists, is_device
-from vmguard.setup import daemons, libvirtside, others, place, record
+from vmguard.setup import adoption, daemons, libvirtside, others, place, record
 from vmguard.setup.libvirtconf import sanlock_add, sanlock_get
 from vmguard.setup.plan import Change, Plan, contents, replace
 from vmguard.setup.record import Identity
@@ -177,7 +177,7 @@ class _Steps:
                 self.add(
                     "sanlock's daemon", running[0].unit or f"process {running[0].pid}",
                     f"calls this host {now.daemon.host_name}", "restarted, with the name above (it holds nothing)",
-                    lambda: daemons.restart(running[0]),
+                    lambda: _restart_sanlock(running[0]),
                 )  # fmt: skip
         if not now.daemon.use_watchdog:
             self.plan.remarks.append(
@@ -317,6 +317,7 @@ def plan(wishes: Wishes) -> Plan:
     steps.membership()
     accept = steps.wanted().without_watchdog is WithoutWatchdog.ACCEPT
     libvirtside.add_to(steps.plan, wishes.restart, accept)
+    adoption.add_to(steps.plan)
     steps.boot()
     return steps.plan
 
@@ -333,6 +334,21 @@ def _start_agent() -> None:
     """After host.json is there: its unit asks for that."""
     daemons.enable_unit(AGENT_UNIT)
     daemons.start_unit(AGENT_UNIT)
+
+
+def _restart_sanlock(daemon: daemons.Daemon) -> None:
+    """Its process is there some milliseconds before its socket is."""
+    daemons.restart(daemon)
+    if not daemons.until(_sanlock_answers, daemons.START):
+        raise Misconfigured("sanlock", "it was restarted, and does not answer", "see /var/log/sanlock.log")
+
+
+def _sanlock_answers() -> bool:
+    try:
+        status.status()
+    except SanlockDown:
+        return False
+    return True
 
 
 def _ignore(_: object) -> None:

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Guests that run without what protects them."""
+
+from vmguard import host, instance, overrides
+from vmguard.doctor.check import Findings, check, doubtful, ok, wrong
+from vmguard.doctor.look import Look
+from vmguard.setup import adoption
+
+
+def _adopt(_: Look) -> None:
+    adoption.take([])
+
+
+@check("guests", mend=_adopt)
+def guests(look: Look) -> Findings:
+    """Every guest of libvirt's has a record, and leases for all that it needs."""
+    if look.config() is None:
+        return
+    unguarded = adoption.unguarded()
+    for qemu in unguarded:
+        says = f"{qemu.name} (process {qemu.process.pid}) runs without any lease: started past the guard, or before it"
+        yield wrong(says, "vmguard setup (takes its leases; it runs on)", mendable=True)
+    boot = host.boot_id()
+    records = [one for one in instance.load_all() if one.boot_id == boot]
+    bad = 0
+    for one in records:
+        missing = [want.claim.path for want in one.wants if want.missing]
+        if missing:
+            says = f"{one.name} runs without leases for {', '.join(missing)} ({one.note or 'taken by somebody else'})"
+            yield wrong(says, f"stop {one.name}, or what has them: `vmguard explain {one.name}` says who")
+        if one.frozen:
+            yield wrong(f"{one.name} is stopped until its leases are certain", "vmguard join")
+        bad += bool(missing or one.frozen)
+    if not unguarded and not bad:
+        yield ok(f"{len(records)} guests run, all with their leases" if records else "no guest runs")
+
+
+@check("overrides")
+def pending(look: Look) -> Findings:
+    """A word that lets the next start through, whatever is found."""
+    if look.config() is None:
+        return
+    found = overrides.pending()
+    for one in found:
+        says = f"the next start of {one.name} goes through, whatever is found: {one.reason} ({one.by})"
+        yield doubtful(says, f"vmguard override --withdraw {one.name}")
+    if not found:
+        yield ok("no override is pending")

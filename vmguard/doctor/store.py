@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Configuration, store, membership."""
+
+import os
+import time
+
+from vmguard import config, host, membership
+from vmguard.doctor.check import Findings, check, doubtful, ok, wrong
+from vmguard.doctor.look import Look
+from vmguard.errors import BadRequest, Error, Misconfigured
+from vmguard.leases import lockspace
+from vmguard.leases.store import Store
+from vmguard.report import message
+from vmguard.setup import others, place
+
+# Below that much, in bytes, a store has no room for some tens of leases of 1 MiB.
+ROOM = 64 << 20
+
+
+@check("configuration")
+def configuration(_: Look) -> Findings:
+    """It is whole, and this host was set up."""
+    try:
+        found = config.load()
+    except Misconfigured as error:
+        fix = error.remedy or "vmguard setup"
+        yield wrong(f"{error.where}: {error.why}: every start is refused", fix)
+        return
+    if found.store is None:
+        yield wrong("this host was not set up: nothing is guarded", "vmguard setup")
+        return
+    yield ok(f"this host is {found.host_id} in {found.store}")
+
+
+@check("mode")
+def mode(look: Look) -> Findings:
+    """What is found is acted on."""
+    found = look.config()
+    if found is None:
+        return
+    if found.mode == "enforce":
+        yield ok("mode = enforce: what would endanger data is refused")
+    else:
+        yield wrong(f"mode = {found.mode.value}: nothing is refused on this host", "vmguard setup --mode enforce")
+
+
+@check("store")
+def store(look: Look) -> Findings:
+    """The store is there, is that of this host, and has room."""
+    found = look.config()
+    if found is None or found.store is None:
+        return
+    try:
+        there = Store.open(found.store, found.cluster)
+    except Error as error:
+        said = message(error).splitlines()
+        yield wrong(f"{said[0]}: every start is refused", "mount its filesystem; docs/recovery.md has the rest")
+        return
+    room = os.statvfs(there.path)
+    free = room.f_bavail * room.f_frsize
+    if free < ROOM:
+        fix = "make room on its filesystem, or `vmguard gc`"
+        yield doubtful(f"{there.path} has {free >> 20} MiB left; each new disk takes a lease of 1 MiB", fix)
+    owner = there.host_record(found.host_id or 0)
+    if owner is None or owner.machine != host.key().machine:
+        who = owner.host if owner is not None else "nobody"
+        yield wrong(f"host id {found.host_id} belongs to {who} there, not to this host", "vmguard setup --host-id auto")
+    elif free >= ROOM:
+        yield ok(f"{there.path} is the store of this cluster, with {free >> 20} MiB free")
+
+
+@check("store-shared")
+def shared(look: Look) -> Findings:
+    """What the configuration says of who sees the store is what its filesystem says."""
+    found = look.config()
+    if found is None or found.store is None:
+        return
+    try:
+        mount = place.look(found.store, others.MOUNTINFO, others.FSTAB)
+    except BadRequest as error:
+        yield wrong(error.why, error.remedy)
+        return
+    seen = place.seen_by_others(mount)
+    kind = f"{mount.kind} on {mount.point}" if mount else "an unknown filesystem"
+    there = look.store()
+    members = [one for one in lockspace.members(there) if one.host_id != found.host_id] if there and found.shared else []
+    if seen and not found.shared:
+        says = f"the store is on {kind}, which others see, and is said to be this host's alone"
+        yield wrong(says, "vmguard setup --shared yes")
+    elif found.shared and not seen and not any(one.state in ("live", "fail", "dead") for one in members):
+        fix = "`vmguard setup --store DIR` on storage that all hosts share"
+        yield doubtful(f"the store is said to be shared, is on {kind}, and no other host was ever seen in it", fix)
+    elif found.shared:
+        names = ", ".join(sorted(one.host or str(one.host_id) for one in members if one.state == "live"))
+        yield ok(f"the store is on {kind}; alive in it besides this host: {names or 'none now'}")
+    elif found.single_host:
+        yield ok(f"the store is on {kind}; no other host reaches any storage of this one, by its configuration")
+    else:
+        fix = "for a cluster: `vmguard setup --store DIR` on shared storage; else `vmguard setup --single-host`"
+        yield doubtful(f"the store is this host's alone ({kind}): disks that other hosts can reach are refused", fix)
+
+
+def _join(_: Look) -> None:
+    membership.join_host()
+
+
+@check("membership", mend=_join)
+def member(look: Look) -> Findings:
+    """This host is in the lockspace, and what it holds is of this membership."""
+    found, there = look.config(), look.store()
+    if found is None or there is None or look.sanlock() is None:
+        return
+    now = lockspace.state(there, found.host_id or 0)
+    if now == "joined":
+        yield ok(f"member of {there.lockspace}, generation {lockspace.generation(there)}")
+    elif now == "joining":
+        yield doubtful("this host is just joining", f"wait some {2 * there.io_timeout + 1} s")
+    else:
+        yield wrong("this host is not a member of the lockspace: no guest can start", "vmguard join", mendable=now == "out")
+
+
+@check("hosts")
+def hosts(look: Look) -> Findings:
+    """A host that does not answer keeps what it had until its watchdog must have fired."""
+    found, there = look.config(), look.store()
+    if found is None or there is None or not found.shared or look.sanlock() is None:
+        return
+    silent = [one for one in lockspace.members(there) if one.state == "fail"]
+    for one in silent:
+        says = f"{one.host or one.host_id} has stopped renewing: its disks are free 8 io_timeouts + 60 s after that"
+        yield doubtful(says, "see to that host: is it dead, or only cut off?")
+    if not silent:
+        yield ok("every host that is in it renews")
+
+
+@check("leases")
+def leases(look: Look) -> Findings:
+    """No lease is damaged."""
+    there = look.store()
+    if there is None or look.sanlock() is None:
+        return
+    damaged = there.damaged()
+    for name in damaged:
+        identity = there.identity_of(name) or name
+        yield wrong(f"the lease of {identity} is damaged: what needs it cannot start", "vmguard gc --repair")
+    if not damaged:
+        yield ok("no lease is damaged")
+
+
+@check("clocks")
+def clocks(look: Look) -> Findings:
+    """sanlock needs no common clock; the words of a refusal (\"since\"), and proofs about saved states, are written in one."""
+    there = look.store()
+    if there is None:
+        return
+    now, ahead = time.time(), {}
+    for name in there.noted():
+        for note in there.notes_of_name(name):
+            if note.since is not None and note.since > now + 60:
+                ahead[note.host] = note.since - now
+    for who, seconds in sorted(ahead.items()):
+        fix = "chrony or systemd-timesyncd on all hosts"
+        yield doubtful(f"the clock of {who} is {seconds / 60:.0f} minutes ahead of this one, or was", fix)
+    synchronized = (look.said("timedatectl", "show", "--property=NTPSynchronized", "--value") or "").strip()
+    if synchronized == "no":
+        yield doubtful("the clock of this host is not synchronized", "start chrony or systemd-timesyncd")
+    elif not ahead:
+        yield ok("no note of another host is from the future")
