@@ -105,6 +105,8 @@ def test_what_status_says(node1: Host, images: Images) -> None:
     assert "store /dev/rig/leases (shared)" in status and "room for 254" in status and "web" in status, status
     store = node1.vmguard("store").out
     assert "block device" in store and "room for 254" in store, store
+    doctor = node1.vmguard("doctor", check=False).out
+    assert "more storage objects" in doctor and "a block device" in doctor and "no block device" not in doctor, doctor
     again = node1.vmguard("setup", "--dry-run").out
     assert "Nothing to do" in again, again
 
