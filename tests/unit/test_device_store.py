@@ -509,6 +509,42 @@ def test_a_whole_index_that_was_wiped(two: Pair) -> None:
     assert [two.two.run(lambda: store_of(two).ensure(f"x{number}")) for number in range(5)] == leases  # noqa: B023
 
 
+def test_killed_while_the_index_is_mended(two: Pair) -> None:
+    """At each write: a lease is found where it was, or the index is still damaged. Never is it not there."""
+    leases = [two.one.run(lambda: store_of(two).ensure(f"x{number}")) for number in range(5)]  # noqa: B023
+    found = store_of(two).index.everything()[0]
+    for step in range(1, 20):
+        for torn in (False, True):
+            for one in found:
+                garble(two.store.path, layout.bucket_at(one.bucket) + one.piece * layout.PIECE)
+            died = killed_at(two.one, step, lambda: store_of(two).mend(), torn)
+            for number, lease in enumerate(leases):
+                try:
+                    assert store_of(two).lease(f"x{number}") == lease
+                except StoreBroken as error:
+                    assert died and "index is damaged" in error.why, error.why
+        if not died:
+            break
+    assert 5 < step < 19
+    assert store_of(two).damage() == ()
+
+
+def test_an_overflowing_bucket_is_mended(two: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What had no room in its bucket is found again, whichever of the two was damaged."""
+    monkeypatch.setattr(layout, "bucket_of", lambda name: 7)
+    lease = two.one.run(lambda: store_of(two).ensure("x"))
+    (entry,) = entries(two)
+    made = store_of(two).index
+    filler = [{p: Entry(f"{q:020x}{p:020x}", 1000, READY) for p in range(layout.ENTRIES)} for q in range(layout.PIECES)]
+    for piece, full in enumerate(filler):
+        made._write_piece(7, piece, full)
+    made._write_piece(8, 0, {0: entry})
+    assert store_of(two).lease("x") == lease
+    garble(two.store.path, layout.bucket_at(8))
+    two.one.run(lambda: store_of(two).mend())
+    assert store_of(two).lease("x") == lease and store_of(two).damage() == ()
+
+
 def test_where_a_lease_lies_none_is_made(two: Pair) -> None:
     """The count of places is wrong, and the index knows nothing: the lease itself says no."""
     lease = two.one.run(lambda: store_of(two).ensure("x"))

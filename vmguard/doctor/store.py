@@ -3,17 +3,18 @@
 
 import os
 import time
+from typing import Optional, Tuple
 
 from vmguard import config, host, membership
-from vmguard.doctor.check import Findings, check, doubtful, ok, wrong
+from vmguard.doctor.check import Finding, Findings, check, doubtful, ok, wrong
 from vmguard.doctor.look import Look
-from vmguard.errors import BadRequest, Error, Misconfigured
+from vmguard.errors import BadRequest, Error, Misconfigured, Unresolvable
 from vmguard.leases import lockspace
-from vmguard.leases.store import Store
+from vmguard.leases.store import Store, is_device
 from vmguard.report import message
 from vmguard.setup import others, place
 
-# Below that much, in bytes, a store has no room for some tens of leases of 1 MiB.
+# Below that much, in bytes, a directory has room for some twenty storage objects, of 3 MiB each.
 ROOM = 64 << 20
 
 
@@ -54,19 +55,36 @@ def store(look: Look) -> Findings:
         there = Store.open(found.store, found.cluster)
     except Error as error:
         said = message(error).splitlines()
-        yield wrong(f"{said[0]}: every start is refused", "mount its filesystem; docs/recovery.md has the rest")
+        fix = getattr(error, "remedy", "") or "mount its filesystem; docs/recovery.md has the rest"
+        yield wrong(f"{said[0]}: every start is refused", fix)
         return
-    room = os.statvfs(there.path)
-    free = room.f_bavail * room.f_frsize
-    if free < ROOM:
-        fix = "make room on its filesystem, or `vmguard gc`"
-        yield doubtful(f"{there.path} has {free >> 20} MiB left; each new disk takes a lease of 1 MiB", fix)
+    short, words = _room(there)
+    if short:
+        yield short
+    for text in there.damage():
+        yield wrong(f"{text}: what needs it cannot start", "vmguard gc --repair")
     owner = there.host_record(found.host_id or 0)
     if owner is None or owner.machine != host.key().machine:
         who = owner.host if owner is not None else "nobody"
         yield wrong(f"host id {found.host_id} belongs to {who} there, not to this host", "vmguard setup --host-id auto")
-    elif free >= ROOM:
-        yield ok(f"{there.path} is the store of this cluster, with {free >> 20} MiB free")
+    elif short is None:
+        yield ok(f"{there.path} is the store of this cluster, with {words}")
+
+
+def _room(there: Store) -> Tuple[Optional[Finding], str]:
+    """What is to be said where there is too little room, and how much there is."""
+    places = there.room()
+    if places is not None:
+        taken, total = places
+        words = f"room for {total - taken} more storage objects"
+        fix = "make it larger (`lvextend`, then `lvchange --refresh` on the other hosts)"
+        return doubtful(f"{there.path} has {words}", fix) if taken * 10 >= total * 9 else None, words
+    room = os.statvfs(there.path)
+    free = room.f_bavail * room.f_frsize
+    words = f"{free >> 20} MiB free"
+    fix = "make room on its filesystem, or `vmguard gc`"
+    says = f"{there.path} has {free >> 20} MiB left; each new disk takes leases of 3 MiB"
+    return doubtful(says, fix) if free < ROOM else None, words
 
 
 @check("store-shared")
@@ -76,12 +94,19 @@ def shared(look: Look) -> Findings:
     if found is None or found.store is None:
         return
     try:
-        mount = place.look(found.store, others.MOUNTINFO, others.FSTAB)
+        if is_device(found.store):
+            device = place.device(found.store)
+            seen, kind = device.others_see_it, f"a block device ({device.what})"
+        else:
+            mount = place.look(found.store, others.MOUNTINFO, others.FSTAB)
+            seen = place.seen_by_others(mount)
+            kind = f"{mount.kind} on {mount.point}" if mount else "an unknown filesystem"
     except BadRequest as error:
         yield wrong(error.why, error.remedy)
         return
-    seen = place.seen_by_others(mount)
-    kind = f"{mount.kind} on {mount.point}" if mount else "an unknown filesystem"
+    except Unresolvable as error:
+        yield doubtful(f"what {error.path} is could not be found out: {error.why}", "look at `vmguard identify`")
+        return
     there = look.store()
     members = [one for one in lockspace.members(there) if one.host_id != found.host_id] if there and found.shared else []
     if seen and not found.shared:

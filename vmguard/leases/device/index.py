@@ -23,7 +23,7 @@ import time
 from contextlib import contextmanager
 
 from vmguard._light import random
-from vmguard._typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
+from vmguard._typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
 from vmguard.errors import LeaseDamaged, NotJoined, SanlockFailed, StoreBroken
 from vmguard.leases import Lease, _notes, client, slots, status
 from vmguard.leases.device import layout
@@ -295,7 +295,8 @@ class Index:
         """
         Make the damaged pieces of the index anew, from the leases themselves: each begins with its name.
 
-        Raises LeaseDamaged where two places claim to be one lease's, and what `alone` raises.
+        A piece is written with all that belongs into it, or stays damaged: dying here loses no entry. Raises LeaseDamaged
+        where two places claim to be one lease's, and what `alone` raises.
         """
         with self.alone():
             found, damaged = self.everything()
@@ -308,17 +309,46 @@ class Index:
                 lease = self._lease_at(number) if number not in taken else None
                 if lease is not None and lease[0] not in known:
                     lost.setdefault(lease[0], []).append((lease[1], number))
+            pieces: Dict[Tuple[int, int], Piece] = {where: {} for where in damaged}
+            for one in found:
+                pieces.setdefault((one.bucket, one.piece), {})[one.position] = one.entry
+            added = set()
             for name, places in lost.items():
                 # One place is the lease's, on others somebody may have died: those nobody ever acquired.
                 if sorted(places)[-2:-1] > [(1, 0)]:
                     raise LeaseDamaged(self.path, name, -errno.EUCLEAN)
-            for bucket, piece in damaged:
-                self._write_piece(bucket, piece, {})
-            for name, places in lost.items():
-                free = self._search(name)[1]
-                if free is None:
-                    raise StoreBroken(self.path, "its index is full")
-                self._set(free, Entry(name, max(places)[1], READY))
+                where = self._put(Entry(name, max(places)[1], READY), pieces, set(damaged))
+                added.add(where)
+            # What goes into a whole piece first: it may have been in a damaged one, which is then written without it.
+            for bucket, piece in sorted(added - set(damaged)):
+                self._write_piece(bucket, piece, pieces[bucket, piece])
+            self._write_buckets(sorted({bucket for bucket, _ in damaged}), pieces)
+
+    def _put(
+        self, entry: Entry, pieces: Dict[Tuple[int, int], Piece], damaged: Set[Tuple[int, int]]
+    ) -> Tuple[int, int]:
+        """Put an entry where a search finds it: in a damaged piece of its bucket, where it will have been, if there is one."""
+        for step in range(layout.BUCKETS):
+            bucket = (layout.bucket_of(entry.name) + step) % layout.BUCKETS
+            for piece in sorted(range(layout.PIECES), key=lambda one: (bucket, one) not in damaged):  # noqa: B023
+                entries = pieces.setdefault((bucket, piece), {})
+                for position in range(layout.ENTRIES):
+                    if position not in entries:
+                        entries[position] = entry
+                        return bucket, piece
+        raise StoreBroken(self.path, "its index is full")
+
+    def _write_buckets(self, buckets: List[int], pieces: Dict[Tuple[int, int], Piece]) -> None:
+        """Write whole buckets, those that stand side by side at once: of a whole index sector by sector takes minutes."""
+        while buckets:
+            run = [one for number, one in enumerate(buckets[:256]) if one == buckets[0] + number]
+            data = b"".join(
+                layout.encode_piece(self.cluster, bucket, piece, pieces.get((bucket, piece), {}))
+                for bucket in run
+                for piece in range(layout.PIECES)
+            )
+            self.blocks.write(layout.bucket_at(run[0]), data)
+            buckets = buckets[len(run) :]
 
     def _lease_at(self, number: int) -> Optional[Tuple[str, int]]:
         """Name and version of the lease at a place; None where there are not all three."""
