@@ -118,6 +118,7 @@ def test_gaps_are_marked(node1: Host, images: Images) -> None:
     node1.start(web)
     with watched(node1) as (agent,):
         agent.tells("watching")
+        agent.forget()
         agent.kill()
         node1.run("touch", "-d", "1 minute ago", "/run/vmguard/watching.json")
         agent.start()

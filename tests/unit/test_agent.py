@@ -222,6 +222,12 @@ def test_over_the_network_the_definition_is_believed() -> None:
     assert judged(InUse(over, [held_by()]), opened=False)[0]
 
 
+def test_what_the_definition_alone_shows() -> None:
+    assert looking._unseen(claim("rbd:p/i")) and looking._unseen(claim("lun:1")._replace(path="address 0000:01:00.0"))
+    assert not looking._unseen(claim("lun:1")) and not looking._unseen(claim("vm:u")._replace(path="web"))
+    assert not looking._unseen(claim("file:1")._replace(path="volume a of pool b"))
+
+
 # -- what is spare, what is missing ------------------------------------------------------------------------------------
 
 

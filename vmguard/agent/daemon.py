@@ -216,9 +216,11 @@ class Agent:
 
         def look() -> None:
             for guest in chosen:
+                now = time.monotonic()
+                spare = [identity for identity, since in guest.spare.items() if now - since >= looking.SPARE]
                 since = guest.contested_since
                 contested_for = time.monotonic() - since if since is not None else 0.0
-                seen = looking.look_at(guest.qemu, guest.spare, contested_for, guest.noticed)
+                seen = looking.look_at(guest.qemu, spare, contested_for, guest.noticed)
                 deadline.tell(looking.as_message(guest.qemu, seen))
 
         doing = "starting"
@@ -244,7 +246,8 @@ class Agent:
             self._tell(waiting[0], "not-inspected", f"a look at {waiting[0].qemu.name} came to no end: {doing}", {})
 
     def _seen(self, guest: Guest, seen: Seen, config: Config) -> None:
-        guest.spare = seen.spare
+        now = time.monotonic()
+        guest.spare = {identity: guest.spare.get(identity, now) for identity in seen.spare}
         for event, text, data in seen.told:
             self._tell(guest, event, text, data)
         for event, text, data in seen.done:
