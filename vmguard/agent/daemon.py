@@ -23,6 +23,7 @@ from vmguard.agent.guests import Guest, Guests
 from vmguard.agent.hearing import Hearing
 from vmguard.agent.looking import Seen
 from vmguard.arrivals import DEFINITIONS
+from vmguard.audit import shared
 from vmguard.audit.monitor import Monitor
 from vmguard.config import Config, Guarding, OnConflict, load
 from vmguard.errors import Misconfigured
@@ -34,6 +35,8 @@ _LOOK = 2.0
 _TOGETHER = 8
 # A guest that a look hung at is left alone for so long. Seconds.
 _HUNG = 60.0
+# What was written down is copied to the store so often at most. Seconds.
+_SHARED_EVERY = 5.0
 # After a guest's end its `release` comes within one. Seconds.
 _RELEASED = 3.0
 
@@ -55,6 +58,8 @@ class Agent:
         self._watched: Dict[str, int] = {}  # folder: its inode
         self._woken = asyncio.Event()
         self._gone: List[Guest] = []
+        self._shared = (0, 0)
+        self._share_next = 0.0
         self._sweep: Optional[float] = 0.0  # when to sweep, by the monotonic clock
         self._acting: Set[asyncio.Task[None]] = set()
         self._config: Optional[Config] = None
@@ -161,7 +166,25 @@ class Agent:
                 notify.say(f"READY=1\nSTATUS=watching {len(self.guests)} guests")
             first = False
             work.reap()
+            self._share()
             await asyncio.sleep(_LOOK)
+
+    def _share(self) -> None:
+        """Let the other hosts have what was written down, some seconds later."""
+        try:
+            now = os.stat(events.path())
+        except OSError:
+            return
+        if (now.st_ino, now.st_size) == self._shared or time.monotonic() < self._share_next or self._config is None:
+            return
+        self._shared, self._share_next = (now.st_ino, now.st_size), time.monotonic() + _SHARED_EVERY
+        if self._config.shared:
+            self._begin(self._publish(self._config.deadline))
+
+    async def _publish(self, seconds: float) -> None:
+        ended = await work.child(shared.publish, seconds, lambda _: None)
+        if not ended.whole:
+            self._shared = (0, 0)  # the store does not answer: again, later
 
     async def _wait(self) -> None:
         due = [guest.due for guest in self.guests if guest.due is not None]
@@ -370,6 +393,9 @@ def main(arguments: Optional[List[str]] = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"vmguardd {__version__}")
     parser.parse_args(arguments)
+    if os.geteuid() != 0:
+        print("vmguardd: it needs root, to see what other users' processes have open", file=sys.stderr)
+        return 1
     os.makedirs(paths.RUN, mode=0o755, exist_ok=True)
     asyncio.run(_main())
     sys.stdout.flush()
