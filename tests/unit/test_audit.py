@@ -212,6 +212,10 @@ def test_mapped_and_snapshotted(seen: Watched) -> None:
     seen.put(seen.root / "sys/block/dm-9/dm/name", "guests-root\n")
     assert seen.happens() == ["mapped"] and "guests-root" in seen.told[0]["text"]
     assert seen.happens() == []
+    (seen.device / "holders" / "dm-10").mkdir()
+    seen.put(seen.root / "sys/dev/block/253:10/slaves/dm-4/dev", "253:4\n")
+    seen.monitor.happened("add", os.makedev(253, 10), {})
+    assert [one["event"] for one in seen.told] == ["mapped"]
     seen.told.clear()
     seen.monitor.happened("add", os.makedev(253, 77), {"DM_UUID": "LVM-aabb-real"})
     assert [one["event"] for one in seen.told] == ["snapshotted"]

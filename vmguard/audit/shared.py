@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-The trail of all hosts: the agent of each copies what its host has written down into the store, and `vmguard audit` reads it there.
+The trail of all hosts: the agent of each copies what its host has written down to the store, where `vmguard audit` reads it.
 
 Nobody waits for it: hooks write to this host's own disk, and what is copied later is copied whole. A copy that was cut
 short is made again, so a line may be there twice; it counts once.
