@@ -11,7 +11,7 @@ from typing import Any, Dict, Iterator, List
 
 import pytest
 
-from vmguard import deadline, host, instance, libvirtstate, paths
+from vmguard import deadline, host, instance, libvirtstate, overrides, paths
 from vmguard.agent import acting, defining, guests, looking, work
 from vmguard.agent.defining import Wrong
 from vmguard.claims import GUESTS_SHARE_IT, LIES_UNDER, Claim, Mode
@@ -208,6 +208,23 @@ def test_the_other_side_of_a_migration() -> None:
 def test_a_holder_whose_note_does_not_come() -> None:
     found, _ = judged(InUse(claim(), [held_by(uuid=None, domain=None)]), contested_for=5)
     assert "somebody on node2" in found["text"]
+
+
+def test_what_an_administrator_let_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By an override, while sanlock was away: there is no record of that start, and the word counts all the same."""
+    monkeypatch.setattr(paths, "RUN", str(tmp_path))
+    overrides.give(overrides.Override(UUID, "web", "I know", "root", time.time()))
+    assert overrides.take(UUID) is not None and overrides.started_by(UUID) and not overrides.pending()
+    told: List[Any] = []
+    state = looking._State(Findings(), {"lvm:a/b": claim()}, {})
+    adopted = one()._replace(note=looking.RAN_BEFORE)
+    assert looking._conflict(InUse(claim(), [held_by()]), adopted, state, 0.0, told) is None and told
+    assert looking._conflict(InUse(claim(), [held_by()]), one(), state, 0.0, told), "what was plugged in later"
+    assert overrides.take(UUID) is None and not overrides.started_by(UUID), "the next start is another one"
+    overrides.give(overrides.Override(UUID, "web", "I know", "root", time.time()))
+    assert overrides.withdraw(UUID) and not overrides.started_by(UUID)
+    overrides.give(overrides.Override(UUID, "web", "long ago", "root", 0.0))
+    assert overrides.take(UUID) is None and not overrides.started_by(UUID)
 
 
 def test_what_lies_under_it_counts() -> None:

@@ -17,7 +17,7 @@ some seconds apart; after the host's page cache of it was written out.
 import os
 import time
 
-from vmguard import errand, events, giving, host, hostlock, instance, libvirtstate
+from vmguard import errand, events, giving, host, hostlock, instance, libvirtstate, overrides
 from vmguard._typing import Any, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
 from vmguard.claims import GUESTS_SHARE_IT, Claim, Mode, Needs, claim_on_itself, claims_on, lies_beneath, needs_of
 from vmguard.config import Config, Guarding, load
@@ -286,7 +286,9 @@ def _conflict(
     data = {"path": claim.path, "identity": claim.identity, "what": claim.what}
     # A note follows its lease within a moment: until then it might be the domain itself.
     known = [one for one in others if (one.alive or one.here) and (one.uuid or contested_for > _NOTED)]
-    if not written or not known:
+    # Started by an administrator's word, while there was no sanlock to write it down with: not to be undone by us.
+    by_word = one.note == RAN_BEFORE and overrides.started_by(one.uuid)
+    if not written or not known or by_word:
         told.append(("alarm", message(error), data))
         return None
     first = known[0]
