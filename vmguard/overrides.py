@@ -77,8 +77,10 @@ def take(uuid: str) -> Optional[Override]:
 
 
 def _forget(uuid: str) -> None:
-    if started_by(uuid):
+    try:
         os.unlink(_path(uuid) + _USED)
+    except OSError:
+        pass  # none; or it is there one start longer, for the agent alone
 
 
 def started_by(uuid: str) -> bool:
