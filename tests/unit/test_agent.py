@@ -12,9 +12,10 @@ from typing import Any, Dict, Iterator, List
 import pytest
 
 from vmguard import deadline, host, instance, libvirtstate, overrides, paths
-from vmguard.agent import acting, defining, guests, looking, work
+from vmguard.agent import acting, daemon, defining, guests, looking, work
 from vmguard.agent.defining import Wrong
 from vmguard.claims import GUESTS_SHARE_IT, LIES_UNDER, Claim, Mode
+from vmguard.config import Config
 from vmguard.errors import CannotTell, Holder, InUse, SanlockDown
 from vmguard.host import Process, Qemu
 from vmguard.instance import Instance, Want
@@ -153,6 +154,53 @@ def test_programs() -> None:
     began = time.monotonic()
     late = asyncio.run(work.program(["/bin/sh", "-c", "sleep 600 & sleep 600"], "", 0.3))
     assert not late.whole and time.monotonic() - began < 5
+
+
+def test_one_that_hangs_keeps_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Storage that does not answer, under more guests than there are children: the others are looked at all the same."""
+    monkeypatch.setattr(paths, "RUN", str(tmp_path / "run"))
+    monkeypatch.setattr(paths, "LOG", str(tmp_path / "log"))
+    monkeypatch.setattr(daemon, "load", lambda: Config(store="/x", cluster="abcd", host_id=1, deadline=2.0))
+    monkeypatch.setattr(daemon.events, "_tell_system", lambda _: None)
+    running = [subprocess.Popen(["sleep", "60"]) for _ in range(30)]
+
+    def look_at(qemu: Qemu, *_: Any) -> looking.Seen:
+        if qemu.name != "fine":
+            time.sleep(600)
+        return looking.Seen("calm")
+
+    monkeypatch.setattr(looking, "look_at", look_at)
+
+    async def both() -> float:
+        agent = daemon.Agent()
+        agent._sweep = None
+        for number, process in enumerate(running):
+            found = host.process(process.pid)
+            assert found is not None
+            name = "fine" if number == 29 else f"hangs{number}"
+            agent.guests.by_pid[process.pid] = guests.Guest(Qemu(found, f"u{number}", name, False, ()))
+        (fine,) = agent.guests.of_name("fine")
+        fine.due = None
+        await agent._look_at_those_due()
+        assert agent._looks == daemon._LOOKS - 1
+        fine.urgent = True
+        fine.wake()
+        began = time.monotonic()
+        await agent._look_at_those_due()
+        while fine.busy:
+            await asyncio.sleep(0.01)
+        took = time.monotonic() - began
+        for task in agent._acting:
+            task.cancel()
+        await asyncio.sleep(0)
+        return took
+
+    try:
+        assert asyncio.run(both()) < 1.5
+    finally:
+        for one in running:
+            one.kill()
+            one.wait()
 
 
 # -- conflicts ---------------------------------------------------------------------------------------------------------

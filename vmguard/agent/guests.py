@@ -36,6 +36,7 @@ class Guest:
         self.contested_since: Optional[float] = None
         self.told: Set[str] = set()
         self.urgent = False  # whether libvirt has told of it: before those that are only looked at now and then
+        self.busy = False  # it is just being looked at
         self.acting = False  # something is being done about a conflict
         self.acted = False  # something has been done
         self._count = -1
