@@ -18,6 +18,10 @@ from vmguard.errors import RecordBroken
 VALID_SECONDS = 3600
 
 
+# What is left of one that was used, until the next start.
+_USED = ".used"
+
+
 class Override(NamedTuple):
     """One override, not yet used."""
 
@@ -60,8 +64,11 @@ def take(uuid: str) -> Optional[Override]:
     path = _path(uuid)
     override = _read(path)
     try:
-        os.unlink(path)
+        os.rename(path, path + _USED)
+        if override is None:
+            _forget(uuid)
     except FileNotFoundError:
+        _forget(uuid)
         return None
     except OSError as error:
         # One that cannot be taken away would be there for the next start too.
@@ -69,9 +76,23 @@ def take(uuid: str) -> Optional[Override]:
     return override
 
 
+def _forget(uuid: str) -> None:
+    try:
+        os.unlink(_path(uuid) + _USED)
+    except OSError:
+        pass  # none; or it is there one start longer, for the agent alone
+
+
+def started_by(uuid: str) -> bool:
+    """Whether the last start of this domain on this host, since it was booted, went through by an override."""
+    return os.path.exists(_path(uuid) + _USED)
+
+
 def withdraw(uuid: str) -> bool:
     """Take an unused override back. True if there was one."""
-    return take(uuid) is not None
+    there = take(uuid) is not None
+    _forget(uuid)
+    return there
 
 
 def pending() -> List[Override]:

@@ -355,10 +355,27 @@ def test_libvirtd_restarted_twice(node1: Host, images: Images) -> None:
             claimed(node1, web, plugged)
             node1.virsh("detach-disk", web.uuid, "sda")
             not_claimed(node1, web, plugged)
-        with node1.frozen("libvirtd"):
-            time.sleep(0)
-            eventually(lambda: agent.pid() is not None, "it lives")
         assert node1.state(web) == "running" and not agent.events("conflict", "alarm")
+
+
+def test_libvirtd_that_hangs(node1: Host, node2: Host, images: Images) -> None:
+    """It goes on looking; and a guest that libvirt does not pause is stopped all the same."""
+    theirs, hook = images.block("theirs"), "/etc/libvirt/hooks/qemu.d/50-vmguard"
+    holder, web = guest("holder", [Disk(theirs, "block")]), guest("web", [Disk(theirs, "block")])
+    node2.start(holder)
+    node1.run("chmod", "-x", hook)
+    try:
+        node1.start(web)
+    finally:
+        node1.run("chmod", "+x", hook)
+    with node1.frozen("libvirtd"):
+        with watched(node1) as (agent,):
+            agent.tells("conflict")
+            assert "stopped its process" in agent.tells("contained", within=40)["text"]
+            pid = node1.qemu_pid(web)
+            assert "\nState:\tT" in node1.read(f"/proc/{pid}/status")
+    node1.run("/bin/kill", "-CONT", str(pid))
+    node1.destroy(web)
 
 
 def test_sanlock_gone_and_back(node1: Host, node2: Host, images: Images) -> None:

@@ -5,6 +5,7 @@ The agent dies at any moment: SIGKILL at random, a hundred times, while disks ar
 Afterwards nothing is held that is not needed, everything is held that is, and nobody was harmed.
 """
 
+import json
 import os
 import random
 import threading
@@ -80,5 +81,14 @@ def test_killed_at_random(node1: Host, node2: Host, images: Images) -> None:
         assert node1.state(web) == "running" and where.state(moving) == "running"
         assert '"web"' in node2.refused(guest("thief", [Disk(plugged[0], "block")]))
         node2.start(guest("next", [Disk(plugged[1], "block")]))
+        # What the trail says is what is so: each has one holder, where it is.
+        for path, owner, at in ((plugged[0], "web", node1), (plugged[1], "next", node2), ("/dev/rig/moving", "moving", where)):
+            words = ("audit", "--held", "--json", "--disk", path)
+            lines = [line for host in (node1, node2) for line in host.vmguard(*words, "--host", host.name).out.splitlines()]
+            found = [json.loads(line) for line in lines]
+            still = [(span["host"], span["domain"]) for span in found if span["until"] is None]
+            assert still == [(at.name, owner)], (path, still)
+        for agent in agents:
+            assert agent.events("watching") and len(agent.events("unseen")) < KILLS
         other = node2 if where is node1 else node1
         assert '"moving"' in other.refused(guest("robber", [Disk("/dev/rig/moving", "block")]))

@@ -60,7 +60,7 @@ def test_what_it_costs(node1: Host, images: Images, record_property: Callable[[s
     try:
         with watched(node1) as (agent,):
             began = time.monotonic()
-            adopted = eventually(lambda: len(agent.events("adopted")) >= GUESTS, "all are adopted", within=300, every=0.5)
+            adopted = eventually(lambda: len(agent.events("adopted")) >= GUESTS, "all are adopted", within=900, every=0.5)
             assert adopted
             took = time.monotonic() - began
             pid = agent.pid()

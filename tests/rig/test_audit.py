@@ -17,8 +17,9 @@ def audit(host: Host, *words: str) -> List[Dict[str, Any]]:
     return [json.loads(line) for line in host.vmguard("audit", "--json", *words).out.splitlines()]
 
 
-def spans(host: Host, disk: str) -> List[Dict[str, Any]]:
-    return [{**one, "over": one["until"] is not None} for one in audit(host, "--held", "--disk", disk)]
+def spans(host: Host, disk: str, here: bool = True) -> List[Dict[str, Any]]:
+    found = audit(host, "--held", "--disk", disk)
+    return [{**one, "over": one["until"] is not None} for one in found if not here or one["host"] == host.name]
 
 
 def test_the_life_of_a_disk(node1: Host, node2: Host, images: Images) -> None:
@@ -36,6 +37,8 @@ def test_the_life_of_a_disk(node1: Host, node2: Host, images: Images) -> None:
         node1.virsh("detach-disk", web.uuid, "sda")
         not_claimed(node1, web, plugged)
         eventually(lambda: spans(node1, plugged)[0]["over"], "it is written down")
+        # The other host knows, some seconds later.
+        eventually(lambda: [one["host"] for one in spans(node2, plugged, here=False)] == ["node1"], "it is shared", within=30)
         assert spans(node1, plugged)[0]["ended"] == "given-back" and not spans(node1, disk)[0]["over"]
     migrate(web, node1, node2)
     settled(node2, web)
@@ -118,6 +121,7 @@ def test_gaps_are_marked(node1: Host, images: Images) -> None:
     node1.start(web)
     with watched(node1) as (agent,):
         agent.tells("watching")
+        agent.forget()
         agent.kill()
         node1.run("touch", "-d", "1 minute ago", "/run/vmguard/watching.json")
         agent.start()
@@ -142,7 +146,7 @@ def test_rotation_loses_nothing(node1: Host, images: Images) -> None:
         node1.destroy(web)
         names = node1.shell("ls /var/log/vmguard").out.split()
         assert "events.jsonl.1" in names and "events.jsonl" in names
-        found = [one["event"] for one in audit(node1, "--domain", web.uuid)]
+        found = [one["event"] for one in audit(node1, "--domain", web.uuid, "--host", "node1")]
         assert found == ["held", "released"]
     finally:
         node1.shell("rm -rf /var/log/vmguard && mv /var/log/vmguard.kept /var/log/vmguard")

@@ -11,10 +11,11 @@ from typing import Any, Dict, Iterator, List
 
 import pytest
 
-from vmguard import deadline, host, instance, libvirtstate, paths
-from vmguard.agent import acting, defining, guests, looking, work
+from vmguard import deadline, host, instance, libvirtstate, overrides, paths
+from vmguard.agent import acting, daemon, defining, guests, looking, work
 from vmguard.agent.defining import Wrong
 from vmguard.claims import GUESTS_SHARE_IT, LIES_UNDER, Claim, Mode
+from vmguard.config import Config
 from vmguard.errors import CannotTell, Holder, InUse, SanlockDown
 from vmguard.host import Process, Qemu
 from vmguard.instance import Instance, Want
@@ -155,6 +156,53 @@ def test_programs() -> None:
     assert not late.whole and time.monotonic() - began < 5
 
 
+def test_one_that_hangs_keeps_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Storage that does not answer, under more guests than there are children: the others are looked at all the same."""
+    monkeypatch.setattr(paths, "RUN", str(tmp_path / "run"))
+    monkeypatch.setattr(paths, "LOG", str(tmp_path / "log"))
+    monkeypatch.setattr(daemon, "load", lambda: Config(store="/x", cluster="abcd", host_id=1, deadline=2.0))
+    monkeypatch.setattr(daemon.events, "_tell_system", lambda _: None)
+    running = [subprocess.Popen(["sleep", "60"]) for _ in range(30)]
+
+    def look_at(qemu: Qemu, *_: Any) -> looking.Seen:
+        if qemu.name != "fine":
+            time.sleep(600)
+        return looking.Seen("calm")
+
+    monkeypatch.setattr(looking, "look_at", look_at)
+
+    async def both() -> float:
+        agent = daemon.Agent()
+        agent._sweep = None
+        for number, process in enumerate(running):
+            found = host.process(process.pid)
+            assert found is not None
+            name = "fine" if number == 29 else f"hangs{number}"
+            agent.guests.by_pid[process.pid] = guests.Guest(Qemu(found, f"u{number}", name, False, ()))
+        (fine,) = agent.guests.of_name("fine")
+        fine.due = None
+        await agent._look_at_those_due()
+        assert agent._looks == daemon._LOOKS - 1
+        fine.urgent = True
+        fine.wake()
+        began = time.monotonic()
+        await agent._look_at_those_due()
+        while fine.busy:
+            await asyncio.sleep(0.01)
+        took = time.monotonic() - began
+        for task in agent._acting:
+            task.cancel()
+        await asyncio.sleep(0)
+        return took
+
+    try:
+        assert asyncio.run(both()) < 1.5
+    finally:
+        for one in running:
+            one.kill()
+            one.wait()
+
+
 # -- conflicts ---------------------------------------------------------------------------------------------------------
 
 
@@ -210,6 +258,23 @@ def test_a_holder_whose_note_does_not_come() -> None:
     assert "somebody on node2" in found["text"]
 
 
+def test_what_an_administrator_let_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By an override, while sanlock was away: there is no record of that start, and the word counts all the same."""
+    monkeypatch.setattr(paths, "RUN", str(tmp_path))
+    overrides.give(overrides.Override(UUID, "web", "I know", "root", time.time()))
+    assert overrides.take(UUID) is not None and overrides.started_by(UUID) and not overrides.pending()
+    told: List[Any] = []
+    state = looking._State(Findings(), {"lvm:a/b": claim()}, {})
+    adopted = one()._replace(note=looking.RAN_BEFORE)
+    assert looking._conflict(InUse(claim(), [held_by()]), adopted, state, 0.0, told) is None and told
+    assert looking._conflict(InUse(claim(), [held_by()]), one(), state, 0.0, told), "what was plugged in later"
+    assert overrides.take(UUID) is None and not overrides.started_by(UUID), "the next start is another one"
+    overrides.give(overrides.Override(UUID, "web", "I know", "root", time.time()))
+    assert overrides.withdraw(UUID) and not overrides.started_by(UUID)
+    overrides.give(overrides.Override(UUID, "web", "long ago", "root", 0.0))
+    assert overrides.take(UUID) is None and not overrides.started_by(UUID)
+
+
 def test_what_lies_under_it_counts() -> None:
     """Somebody has the whole disk, of which it writes a partition."""
     under = claim(mode=Mode.SHARED, why=LIES_UNDER + "disk vdb")
@@ -220,6 +285,12 @@ def test_what_lies_under_it_counts() -> None:
 def test_over_the_network_the_definition_is_believed() -> None:
     over = claim("rbd:pool/image")
     assert judged(InUse(over, [held_by()]), opened=False)[0]
+
+
+def test_what_the_definition_alone_shows() -> None:
+    assert looking._unseen(claim("rbd:p/i")) and looking._unseen(claim("lun:1")._replace(path="address 0000:01:00.0"))
+    assert not looking._unseen(claim("lun:1")) and not looking._unseen(claim("vm:u")._replace(path="web"))
+    assert not looking._unseen(claim("file:1")._replace(path="volume a of pool b"))
 
 
 # -- what is spare, what is missing ------------------------------------------------------------------------------------

@@ -14,9 +14,10 @@ from typing import Any, Dict, List
 import pytest
 
 from vmguard import events, host, instance, paths
-from vmguard.audit import history, monitor, timeline
+from vmguard.audit import history, monitor, shared, timeline
 from vmguard.audit.history import Wanted
 from vmguard.claims import LIES_UNDER, Claim, Mode
+from vmguard.config import Config
 from vmguard.errors import BadRequest
 from vmguard.host import Process
 from vmguard.instance import Instance, Want
@@ -211,6 +212,10 @@ def test_mapped_and_snapshotted(seen: Watched) -> None:
     seen.put(seen.root / "sys/block/dm-9/dm/name", "guests-root\n")
     assert seen.happens() == ["mapped"] and "guests-root" in seen.told[0]["text"]
     assert seen.happens() == []
+    (seen.device / "holders" / "dm-10").mkdir()
+    seen.put(seen.root / "sys/dev/block/253:10/slaves/dm-4/dev", "253:4\n")
+    seen.monitor.happened("add", os.makedev(253, 10), {})
+    assert [one["event"] for one in seen.told] == ["mapped"]
     seen.told.clear()
     seen.monitor.happened("add", os.makedev(253, 77), {"DM_UUID": "LVM-aabb-real"})
     assert [one["event"] for one in seen.told] == ["snapshotted"]
@@ -264,3 +269,39 @@ def test_who_has_it_open_for_writing(tmp_path: Path) -> None:
             one.kill()
             one.wait()
     assert monitor.writers(str(tmp_path / "none")) == []
+
+
+# -- of several hosts --------------------------------------------------------------------------------------------------
+
+
+def test_other_hosts_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each copies what it wrote down to the store, whole lines, each once; a store that hangs keeps nobody."""
+    store = tmp_path / "store"
+    store.mkdir()
+    monkeypatch.setattr(events, "_tell_system", lambda _: None)
+
+    def on(number: int) -> None:
+        for name in ("LOG", "STATE"):
+            folder = tmp_path / f"{name}{number}"
+            folder.mkdir(exist_ok=True)
+            monkeypatch.setattr(paths, name, str(folder))
+        made = Config(store=str(store), cluster="abcd", host_id=number, shared=True)
+        monkeypatch.setattr(shared, "load", lambda: made)
+
+    on(1)
+    events.record("held", domain="web", disks=[DISK])
+    shared.publish()
+    shared.publish()
+    with open(events.path(), "ab") as file:
+        file.write(b'{"time": 5, "event": "half')
+    shared.publish()
+    os.unlink(tmp_path / "STATE1" / "published.json")  # a copy that was cut short is made again
+    shared.publish()
+    assert shared.of_others(Wanted()) == ([], True), "its own it has already"
+    on(2)
+    found, answered = shared.of_others(Wanted(domain="web"))
+    assert answered and [one["event"] for one in found] == ["held"]
+    assert shared.of_others(Wanted(domain="db")) == ([], True)
+    os.mkfifo(store / "history" / "3.jsonl")
+    monkeypatch.setattr(shared, "_PATIENCE", 0.3)
+    assert shared.of_others(Wanted()) == ([], False)

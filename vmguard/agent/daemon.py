@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from typing import Any, Dict, List, Optional, Sequence, Set, Tuple
 
 from vmguard import __version__, deadline, events, host, libvirtstate, paths
@@ -23,6 +24,7 @@ from vmguard.agent.guests import Guest, Guests
 from vmguard.agent.hearing import Hearing
 from vmguard.agent.looking import Seen
 from vmguard.arrivals import DEFINITIONS
+from vmguard.audit import shared
 from vmguard.audit.monitor import Monitor
 from vmguard.config import Config, Guarding, OnConflict, load
 from vmguard.errors import Misconfigured
@@ -32,8 +34,12 @@ from vmguard.lint.inotify import Folders
 _LOOK = 2.0
 # Guests that one child looks at: those that are urgent wait no longer than for so many.
 _TOGETHER = 8
+# Such children at a time; the last is for guests that libvirt has told of.
+_LOOKS = 3
 # A guest that a look hung at is left alone for so long. Seconds.
 _HUNG = 60.0
+# What was written down is copied to the store so often at most. Seconds.
+_SHARED_EVERY = 5.0
 # After a guest's end its `release` comes within one. Seconds.
 _RELEASED = 3.0
 
@@ -55,6 +61,9 @@ class Agent:
         self._watched: Dict[str, int] = {}  # folder: its inode
         self._woken = asyncio.Event()
         self._gone: List[Guest] = []
+        self._looks = 0  # children that look at guests just now
+        self._shared = (0, 0)
+        self._share_next = 0.0
         self._sweep: Optional[float] = 0.0  # when to sweep, by the monotonic clock
         self._acting: Set[asyncio.Task[None]] = set()
         self._config: Optional[Config] = None
@@ -67,7 +76,7 @@ class Agent:
         self._gone += self.guests.scan()
         for guest in self.guests:
             if not uuid or guest.qemu.uuid == uuid:
-                guest.urgent = bool(uuid)
+                guest.urgent = guest.urgent or bool(uuid)
                 guest.wake()
         self._woken.set()
 
@@ -161,10 +170,31 @@ class Agent:
                 notify.say(f"READY=1\nSTATUS=watching {len(self.guests)} guests")
             first = False
             work.reap()
+            self._share()
             await asyncio.sleep(_LOOK)
 
+    def _share(self) -> None:
+        """Let the other hosts have what was written down, some seconds later."""
+        try:
+            now = os.stat(events.path())
+        except OSError:
+            return
+        if (now.st_ino, now.st_size) == self._shared or time.monotonic() < self._share_next or self._config is None:
+            return
+        self._shared, self._share_next = (now.st_ino, now.st_size), time.monotonic() + _SHARED_EVERY
+        if self._config.shared:
+            self._begin(self._publish(self._config.deadline))
+
+    async def _publish(self, seconds: float) -> None:
+        ended = await work.child(shared.publish, seconds, lambda _: None)
+        if not ended.whole:
+            self._shared = (0, 0)  # the store does not answer: again, later
+
     async def _wait(self) -> None:
-        due = [guest.due for guest in self.guests if guest.due is not None]
+        # Those that wait for a child are begun when one ends, which wakes us.
+        due = [guest.due for guest in self.guests if guest.due is not None and not guest.busy]
+        if self._looks >= _LOOKS - 1:
+            due = [at for at in due if at > time.monotonic()]
         due += [self._sweep] if self._sweep is not None and self._config is not None else []
         pause = min(due) - time.monotonic() if due else None
         if pause is not None and pause <= 0:
@@ -188,8 +218,9 @@ class Agent:
         return config if config.store is not None and config.mode is not Guarding.OFF else None
 
     async def _look_at_those_due(self) -> None:
+        """Begin what is due, as far as children are free: one that hangs must not keep the others from being looked at."""
         now = time.monotonic()
-        due = sorted((guest for guest in self.guests if guest.due is not None and guest.due <= now), key=_urgency)
+        due = sorted((one for one in self.guests if one.due is not None and one.due <= now and not one.busy), key=_urgency)
         self._gone += [guest for guest in due if not host.alive(guest.process)]
         for guest in self._gone:
             if self.guests.of(guest.process) is not None:
@@ -198,27 +229,47 @@ class Agent:
             self._sweep = now + _RELEASED
         self._gone.clear()
         self._config = self._settings()
-        if self._sweep is not None and self._sweep <= now and self._config is not None:
-            self._sweep = None
-            await work.child(looking.sweep, self._config.deadline, lambda _: None)
-        for guest in due[:_TOGETHER]:
-            guest.due, guest.urgent = None, False
-            if self._config is None:
+        if self._config is None:
+            for guest in due:
+                guest.due = None
                 guest.wake(looking.LATER)
-        if self._config is None or not due:
             return
-        await self._look(due[:_TOGETHER], self._config)
+        if self._sweep is not None and self._sweep <= now:
+            self._sweep = None
+            self._begin(self._swept(self._config.deadline))
+        while due and self._looks < (_LOOKS if due[0].urgent else _LOOKS - 1):
+            alike = [guest for guest in due if guest.urgent is due[0].urgent]
+            chosen = alike[:_TOGETHER]
+            due = [guest for guest in due if guest not in chosen]
+            for guest in chosen:
+                guest.due, guest.urgent, guest.busy = None, False, True
+            self._looks += 1
+            self._begin(self._look(chosen, self._config))
+
+    async def _swept(self, seconds: float) -> None:
+        await work.child(looking.sweep, seconds, lambda _: None)
 
     async def _look(self, chosen: Sequence[Guest], config: Config) -> None:
+        try:
+            await self._look_at(chosen, config)
+        finally:
+            for guest in chosen:
+                guest.busy = False
+            self._looks -= 1
+            self._woken.set()
+
+    async def _look_at(self, chosen: Sequence[Guest], config: Config) -> None:
         waiting = list(chosen)
         for guest in waiting:
             guest.remember()
 
         def look() -> None:
             for guest in chosen:
+                now = time.monotonic()
+                spare = [identity for identity, since in guest.spare.items() if now - since >= looking.SPARE]
                 since = guest.contested_since
                 contested_for = time.monotonic() - since if since is not None else 0.0
-                seen = looking.look_at(guest.qemu, guest.spare, contested_for, guest.noticed)
+                seen = looking.look_at(guest.qemu, spare, contested_for, guest.noticed)
                 deadline.tell(looking.as_message(guest.qemu, seen))
 
         doing = "starting"
@@ -232,6 +283,7 @@ class Agent:
             guest = next((one for one in waiting if one.process == process), None)
             if guest is not None:
                 waiting.remove(guest)
+                guest.busy = False
                 self._seen(guest, seen, config)
 
         ended = await work.child(look, config.deadline, heard)
@@ -244,7 +296,8 @@ class Agent:
             self._tell(waiting[0], "not-inspected", f"a look at {waiting[0].qemu.name} came to no end: {doing}", {})
 
     def _seen(self, guest: Guest, seen: Seen, config: Config) -> None:
-        guest.spare = seen.spare
+        now = time.monotonic()
+        guest.spare = {identity: guest.spare.get(identity, now) for identity in seen.spare}
         for event, text, data in seen.told:
             self._tell(guest, event, text, data)
         for event, text, data in seen.done:
@@ -282,7 +335,14 @@ class Agent:
     def _begin(self, what: Any) -> None:
         task = asyncio.ensure_future(what)
         self._acting.add(task)
-        task.add_done_callback(self._acting.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        self._acting.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            trace = traceback.format_exception(type(error), error, error.__traceback__)
+            events.record("bug", "".join(trace), operation="agent")
 
     # -- conflicts -------------------------------------------------------------------------------------------------------
 
@@ -302,10 +362,12 @@ class Agent:
     async def _act(self, guest: Guest, seen: Seen, policy: OnConflict, noticed: float) -> None:
         process = guest.process
         words = ["/usr/bin/python3", "-I", "-c", _CODE, _LIBRARY, policy.value, guest.qemu.uuid, guest.qemu.name]
-        done = await work.program(
-            [*words, str(process.pid), str(process.start)], json.dumps(seen.conflicts, default=str), 60
-        )
-        guest.acting, guest.acted = False, True
+        try:
+            done = await work.program(
+                [*words, str(process.pid), str(process.start)], json.dumps(seen.conflicts, default=str), 60
+            )
+        finally:
+            guest.acting, guest.acted = False, True
         what = done.text.strip().split("\n")[-1] if done.whole and done.status == 0 else f"in vain: {done.text.strip()}"
         seconds = round(time.monotonic() - noticed, 3)
         self._say(
@@ -351,8 +413,6 @@ async def _main() -> None:
     except asyncio.CancelledError:
         pass
     except Exception:
-        import traceback
-
         events.record("bug", traceback.format_exc(), operation="agent")
         raise
     notify.say("STOPPING=1")
@@ -367,6 +427,9 @@ def main(arguments: Optional[List[str]] = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"vmguardd {__version__}")
     parser.parse_args(arguments)
+    if os.geteuid() != 0:
+        print("vmguardd: it needs root, to see what other users' processes have open", file=sys.stderr)
+        return 1
     os.makedirs(paths.RUN, mode=0o755, exist_ok=True)
     asyncio.run(_main())
     sys.stdout.flush()

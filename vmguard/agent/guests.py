@@ -32,10 +32,11 @@ class Guest:
         self.qemu = qemu
         self.due: Optional[float] = 0.0  # when it is to be looked at, by the monotonic clock; None: when something changes
         self.noticed = time.monotonic()  # when what the next look is for was noticed
-        self.spare: Tuple[str, ...] = ()
+        self.spare: Dict[str, float] = {}  # identities that nothing seems to need, each since when
         self.contested_since: Optional[float] = None
         self.told: Set[str] = set()
         self.urgent = False  # whether libvirt has told of it: before those that are only looked at now and then
+        self.busy = False  # it is just being looked at
         self.acting = False  # something is being done about a conflict
         self.acted = False  # something has been done
         self._count = -1

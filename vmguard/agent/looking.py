@@ -17,7 +17,7 @@ some seconds apart; after the host's page cache of it was written out.
 import os
 import time
 
-from vmguard import errand, events, giving, host, hostlock, instance, libvirtstate
+from vmguard import errand, events, giving, host, hostlock, instance, libvirtstate, overrides
 from vmguard._typing import Any, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
 from vmguard.claims import GUESTS_SHARE_IT, Claim, Mode, Needs, claim_on_itself, claims_on, lies_beneath, needs_of
 from vmguard.config import Config, Guarding, load
@@ -36,8 +36,11 @@ from vmguard.surprise import claim_more
 
 # Seconds until the next look, where something is to come that no event tells.
 SOON, LATER = 2.0, 5.0
+# What nothing needs for so long is given back: what QEMU has closed it may be about to open in another way. Seconds.
+SPARE = 4.0
 
-# Objects that QEMU reaches past the kernel's files: only the definition shows them.
+# What QEMU reaches past the kernel's files shows in the definition alone: network volumes, and devices given whole, which the
+# definition names by an address and not by a path.
 _UNSEEN = ("pci:", "rbd:", "nbd:", "iscsi:", "gluster:", "net:", "unix:")
 
 # For so long one domain may be on two hosts without being on its way. Seconds.
@@ -77,7 +80,7 @@ class _State(NamedTuple):
         found = [self.open.get(claim.identity, claim) for claim in claims_of(self.findings)]
         known = {want.claim.identity for want in one.wants}
         unseen = (self.defined or {}).values()
-        found += [one for one in unseen if one.identity.startswith(_UNSEEN) and one.identity not in known]
+        found += [one for one in unseen if _unseen(one) and one.identity not in known]
         return found
 
     def needs(self, identity: str) -> bool:
@@ -91,11 +94,16 @@ class _State(NamedTuple):
         return tuple(one for one in held if not one.startswith("vm:") and not self.needs(one))
 
 
+def _unseen(claim: Claim) -> bool:
+    by_path = claim.path.startswith(("/", "volume "))  # a pool's volume is a file or a device in the end
+    return claim.identity.startswith(_UNSEEN) or not (by_path or claim.identity.startswith("vm:"))
+
+
 def look_at(qemu: Qemu, spare: Sequence[str], contested_for: float, noticed: float) -> Seen:
     """
     Look once, and do what is to be done.
 
-    spare: what an earlier look found to be needed by nothing. contested_for: seconds since a want was first contested.
+    spare: what looks have found to be needed by nothing for a while. contested_for: seconds since a want was first contested.
     noticed: when what it is for was noticed, by the monotonic clock.
     """
     try:
@@ -274,11 +282,13 @@ def _conflict(
             return None  # the other side of a migration
         others = list(error.holders)
     shown = state.open.get(claim.identity)
-    written = shown.written if shown is not None else claim.written and claim.identity.startswith(_UNSEEN)
+    written = shown.written if shown is not None else claim.written and _unseen(claim)
     data = {"path": claim.path, "identity": claim.identity, "what": claim.what}
     # A note follows its lease within a moment: until then it might be the domain itself.
     known = [one for one in others if (one.alive or one.here) and (one.uuid or contested_for > _NOTED)]
-    if not written or not known:
+    # Started by an administrator's word, while there was no sanlock to write it down with: not to be undone by us.
+    by_word = one.note == RAN_BEFORE and overrides.started_by(one.uuid)
+    if not written or not known or by_word:
         told.append(("alarm", message(error), data))
         return None
     first = known[0]

@@ -97,6 +97,30 @@ def read(wanted: Wanted, paths: Optional[Sequence[str]] = None) -> List[Event]:
     return sorted(found, key=lambda event: float(event["time"]))
 
 
+def new_lines(where: Tuple[int, int]) -> Tuple[List[bytes], Tuple[int, int]]:
+    """The lines behind a place, over rotations; and the place behind them."""
+    files = []
+    for path in events.files():
+        try:
+            files.append((os.stat(path).st_ino, path))
+        except OSError:
+            continue
+    inodes = [inode for inode, _ in files]
+    found: List[bytes] = []
+    first = inodes.index(where[0]) if where[0] in inodes else 0
+    for inode, path in files[first:]:
+        try:
+            with open(path, "rb") as file:
+                file.seek(where[1] if inode == where[0] else 0)
+                data = file.read()
+        except OSError:
+            continue
+        whole = data.rfind(b"\n") + 1
+        found += data[:whole].splitlines()
+        where = (inode, (where[1] if inode == where[0] else 0) + whole)
+    return found, where
+
+
 def follow(wanted: Wanted, pause: float = 0.2) -> Iterator[Event]:
     """What is written down from now on, until interrupted; over rotations, too."""
     path = events.path()

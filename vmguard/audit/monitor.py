@@ -217,14 +217,25 @@ class Monitor:
             self._compare(one.device, one)
             self._remember()
             return
+        self._lies_on(f"{os.major(number)}:{os.minor(number)}", devices)
         # A snapshot of a volume is a device whose uuid is the origin's with a layer behind it.
         uuid = properties.get("DM_UUID", "")
         for held in devices.values():
             known = self._facts.get(held.device, {}).get("uuid", "")
             if action == "add" and known and uuid == known + "-real":
                 self._about(held, "snapshotted", "a snapshot of it was made")
-        for number_of, held in devices.items():
-            self._see_above(number_of, held)
+
+    def _lies_on(self, number: str, devices: Dict[str, Held]) -> None:
+        """Another device has changed: it may have come to lie on one that is held."""
+        base = f"{SYS}/dev/block/{number}/slaves"
+        try:
+            names = os.listdir(base)
+        except OSError:
+            return
+        for name in names:
+            below = (host.read(f"{base}/{name}/dev") or b"").strip().decode("ascii", "replace")
+            if below in devices:
+                self._see_above(below, devices[below])
 
     # -- mounts ----------------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ import sys
 import time
 from typing import Any, Dict, List, Tuple
 
-from vmguard.audit import history, timeline
+from vmguard.audit import history, shared, timeline
 from vmguard.audit.history import Event, Wanted
 from vmguard.cli import _show
 from vmguard.errors import BadRequest, Error
@@ -47,6 +47,11 @@ def run(options: argparse.Namespace) -> int:
     files = options.file or None
     # A span may have begun before what is asked for.
     before = history.read(wanted._replace(since=0.0), files)
+    if files is None:
+        elsewhere, answered = shared.of_others(wanted._replace(since=0.0))
+        if not answered:
+            print("the store does not answer: what other hosts have written down is not shown", file=sys.stderr)
+        before = sorted([*before, *elsewhere], key=lambda event: float(event["time"]))
     found = [event for event in before if event["time"] >= since]
     if options.svg:
         return _draw(options, disk, before, found, since)

@@ -9,8 +9,8 @@ import subprocess
 import sys
 from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Tuple
 
-from vmguard import __version__, events, host, paths
-from vmguard.audit.history import parsed
+from vmguard import __version__, host, paths
+from vmguard.audit.history import new_lines, parsed
 from vmguard.cli import status
 from vmguard.errors import BadRequest
 
@@ -81,7 +81,7 @@ def _counts() -> Counts:
         where = (kept["inode"], kept["offset"])
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    lines, where = _new_lines(where)
+    lines, where = new_lines(where)
     seconds = counts.hook_seconds
     for event in parsed(lines):
         counts.events[event["event"]] = counts.events.get(event["event"], 0) + 1
@@ -97,30 +97,6 @@ def _counts() -> Counts:
     except OSError:
         pass  # not root: it counts from the same place again
     return counts
-
-
-def _new_lines(where: Tuple[int, int]) -> Tuple[List[bytes], Tuple[int, int]]:
-    """The lines behind a place, over rotations; and the place behind them."""
-    files = []
-    for path in events.files():
-        try:
-            files.append((os.stat(path).st_ino, path))
-        except OSError:
-            continue
-    inodes = [inode for inode, _ in files]
-    found: List[bytes] = []
-    first = inodes.index(where[0]) if where[0] in inodes else 0
-    for inode, path in files[first:]:
-        try:
-            with open(path, "rb") as file:
-                file.seek(where[1] if inode == where[0] else 0)
-                data = file.read()
-        except OSError:
-            continue
-        whole = data.rfind(b"\n") + 1
-        found += data[:whole].splitlines()
-        where = (inode, (where[1] if inode == where[0] else 0) + whole)
-    return found, where
 
 
 def _latency(report: Dict[str, Any]) -> Optional[Tuple[float, float]]:
