@@ -22,6 +22,7 @@ localstatedir = /var
 unitdir = /usr/lib/systemd/system
 tmpfilesdir = /usr/lib/tmpfiles.d
 udevrulesdir = /usr/lib/udev/rules.d
+plugindir = /usr/lib/nagios/plugins
 
 PYTHON = /usr/bin/python3
 PYTEST = PATH="$(CURDIR)/.venv/bin:$$PATH" $(PYTHON) -m pytest --color=no
@@ -33,7 +34,8 @@ pythondir := $(shell $(PYTHON) -I -c 'import site, sys; below = sys.argv[1].rstr
 
 # What tests and demo run on.
 PACKAGES = python3 python3-pytest python3-pytest-timeout python3-pytest-xdist python3-hypothesis python3-venv \
-    python3-libvirt python3-rich python3-lxml python3-jsonschema virtinst ansible-core \
+    python3-libvirt python3-rich python3-lxml python3-jsonschema python3-pyudev virtinst ansible-core \
+    udev umockdev prometheus icinga2-bin \
     libvirt-daemon-system libvirt-clients libvirt-sanlock sanlock python3-sanlock \
     qemu-system-x86 qemu-utils iproute2 util-linux mount procps mandoc shellcheck \
     bash-completion e2fsprogs xfsprogs btrfs-progs fdisk spin gcc libc6-dev
@@ -137,9 +139,13 @@ install:
 	install -d '$(DESTDIR)$(pythondir)' '$(DESTDIR)$(bindir)' '$(DESTDIR)$(datadir)/vmguard'
 	$(PYTHON) -I packaging/copy-library vmguard '$(DESTDIR)$(pythondir)/vmguard'
 	$(PYTHON) -I -m compileall -q -s '$(DESTDIR)' -p / '$(DESTDIR)$(pythondir)/vmguard'
-	printf '%s\n' '#!/usr/bin/python3 -I' 'import sys' '' 'sys.path.insert(0, "$(pythondir)")' \
-	    'from vmguard.cli import main' '' 'sys.exit(main())' >'$(DESTDIR)$(bindir)/vmguard'
-	chmod 755 '$(DESTDIR)$(bindir)/vmguard'
+	install -d '$(DESTDIR)$(plugindir)'
+	for command in '$(bindir)/vmguard=vmguard.cli' '$(bindir)/vmguardd=vmguard.agent.daemon' \
+	    '$(plugindir)/check_vmguard=vmguard.cli.plugin'; do \
+	    file='$(DESTDIR)'"$${command%%=*}" && \
+	    printf '%s\n' '#!/usr/bin/python3 -I' 'import sys' '' 'sys.path.insert(0, "$(pythondir)")' \
+	        "from $${command#*=} import main" '' 'sys.exit(main())' >"$$file" && chmod 755 "$$file" || exit; \
+	done
 	sed "s|^library=''$$|library='$(pythondir)'|" hooks/qemu >'$(DESTDIR)$(datadir)/vmguard/hook'
 	chmod 755 '$(DESTDIR)$(datadir)/vmguard/hook'
 # It lets everything pass until `vmguard setup`.
@@ -153,10 +159,9 @@ install:
 	install -d '$(DESTDIR)$(datadir)/bash-completion/completions'
 	$(PYTHON) packaging/completion >'$(DESTDIR)$(datadir)/bash-completion/completions/vmguard'
 	chmod 644 '$(DESTDIR)$(datadir)/bash-completion/completions/vmguard'
-	for rules in $(wildcard udev/*.rules); do \
-	    install -D -m 644 "$$rules" '$(DESTDIR)$(udevrulesdir)'/"$${rules##*/}" || exit; \
-	done
 	install -D -m 644 packaging/tmpfiles/vmguard.conf '$(DESTDIR)$(tmpfilesdir)/vmguard.conf'
+	install -d '$(DESTDIR)$(udevrulesdir)'
+	install -m 644 udev/*.rules '$(DESTDIR)$(udevrulesdir)'
 	install -d '$(DESTDIR)$(unitdir)' '$(DESTDIR)$(localstatedir)/lib/vmguard'
 	for unit in packaging/systemd/*; do \
 	    sed 's|@bindir@|$(bindir)|' "$$unit" >'$(DESTDIR)$(unitdir)'/"$${unit##*/}" && \
@@ -169,10 +174,11 @@ uninstall:
 	    { echo 'This host is set up: run `vmguard setup --remove` first.' >&2; exit 1; }
 	rm -f '$(DESTDIR)$(sysconfdir)/libvirt/hooks/qemu.d/50-vmguard'
 	rm -rf '$(DESTDIR)$(pythondir)/vmguard' '$(DESTDIR)$(datadir)/vmguard'
-	rm -f '$(DESTDIR)$(bindir)/vmguard' '$(DESTDIR)$(datadir)/bash-completion/completions/vmguard'
+	rm -f '$(DESTDIR)$(bindir)/vmguard' '$(DESTDIR)$(bindir)/vmguardd' '$(DESTDIR)$(plugindir)/check_vmguard'
+	rm -f '$(DESTDIR)$(datadir)/bash-completion/completions/vmguard'
 	for page in man/*.[1-8]; do rm -f '$(DESTDIR)$(mandir)'/man"$${page##*.}/$${page##*/}" || exit; done
-	for rules in $(wildcard udev/*.rules); do rm -f '$(DESTDIR)$(udevrulesdir)'/"$${rules##*/}" || exit; done
 	rm -f '$(DESTDIR)$(tmpfilesdir)/vmguard.conf'
+	for rule in udev/*.rules; do rm -f '$(DESTDIR)$(udevrulesdir)'/"$${rule##*/}" || exit; done
 	for unit in packaging/systemd/*; do rm -f '$(DESTDIR)$(unitdir)'/"$${unit##*/}" || exit; done
 
 clean:

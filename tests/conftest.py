@@ -49,21 +49,41 @@ def cluster() -> Iterator[Cluster]:
         found.close()
 
 
-@pytest.fixture(scope="session")
-def pair() -> Iterator[Pair]:
-    """Two hosts that stay for all tests: each test takes leases of its own."""
+def _pair(kind: str) -> Iterator[Pair]:
     if not os.access(SANLOCK, os.X_OK) or os.geteuid() != 0:
         pytest.skip("needs sanlock, and root")
     cluster = Cluster()
     try:
         one, two = cluster.host("one"), cluster.host("two")
-        path = cluster.store_path
+        path = cluster.device(2048, 4096 if kind == "device4k" else 512) if kind != "directory" else cluster.store_path
         one.run(lambda: Store.create(path, 1).path)
         one.run(lambda: joined(one, path, 1))
         two.run(lambda: joined(two, path, 2))
         yield Pair(one, two, Store.open(path), cluster)
     finally:
         cluster.close()
+
+
+# The kinds of stores there are; a device with sectors of 4096 bytes counts as one of its own.
+KINDS = ("directory", "device", "device4k")
+
+
+@pytest.fixture(scope="session", params=KINDS)
+def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
+    """Two hosts that stay for all tests: each test takes leases of its own."""
+    yield from _pair(request.param)
+
+
+@pytest.fixture(scope="session")
+def directory() -> Iterator[Pair]:
+    """The same over a directory, for what only files can have."""
+    yield from _pair("directory")
+
+
+@pytest.fixture(scope="session", params=KINDS[1:])
+def device(request: pytest.FixtureRequest) -> Iterator[Pair]:
+    """The same over a block device."""
+    yield from _pair(request.param)
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Hosts for tests: a real sanlock daemon each, side by side on this machine, over one directory.
+Hosts for tests: a real sanlock daemon each, side by side on this machine, over one directory or device.
 
 The client library reads SANLOCK_RUN_DIR once in a process, so whatever a host does is done in a child of its own.
 io_timeout 1: a join takes 3 seconds, the certain death of a host 68. The directory must take direct I/O: tmpfs on
@@ -184,11 +184,12 @@ class Host:
 
 
 class Cluster:
-    """Some hosts over one directory."""
+    """Some hosts over one directory or device."""
 
     def __init__(self) -> None:
         self.base = tempfile.mkdtemp(prefix="vmguard-test-", dir=BASE)
         self.hosts: List[Host] = []
+        self.devices: List[str] = []
 
     def host(self, name: str) -> Host:
         """One more host, running."""
@@ -201,7 +202,27 @@ class Cluster:
     def store_path(self) -> str:
         return os.path.join(self.base, "store")
 
+    def device(self, megabytes: int = 64, sector: int = 512) -> str:
+        """An empty block device."""
+        file = os.path.join(self.base, f"device{len(self.devices)}")
+        with open(file, "wb") as made:
+            made.truncate(megabytes << 20)
+        command = ["losetup", "--find", "--show", "--sector-size", str(sector), file]
+        self.devices.append(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip())
+        return self.devices[-1]
+
+    def grow(self, device: str, megabytes: int) -> None:
+        """What lvextend does."""
+        os.truncate(os.path.join(self.base, f"device{self.devices.index(device)}"), megabytes << 20)
+        subprocess.run(["losetup", "--set-capacity", device], check=True)
+
+    def place(self, kind: str) -> str:
+        """Where a store of this kind can be made."""
+        return self.store_path if kind == "directory" else self.device(sector=4096 if kind == "device4k" else 512)
+
     def close(self) -> None:
         for host in self.hosts:
             host.stop()
+        for device in self.devices:
+            subprocess.run(["losetup", "--detach", device])
         shutil.rmtree(self.base)

@@ -46,6 +46,7 @@ class Claim(NamedTuple):
     written: bool = False  # the guest writes it, or something that lies on it
     # The guest writes a block device through the page cache of its host: its writes can reach the medium after its end.
     cached: bool = False
+    device: str = ""  # major:minor of the block device that the guest itself has, on this host
 
 
 class Needs(NamedTuple):
@@ -189,10 +190,11 @@ class _Collection:
             storage.others_see_it,
             writes,
             alone and use.host_cached and storage.device is not None,
+            "{}:{}".format(*storage.device) if storage.device is not None else "",
         )
         self.add(claim, root)
         for identity in storage.also:
-            self.add(claim._replace(identity=identity, cached=False), root)  # one mark for one cache
+            self.add(claim._replace(identity=identity, cached=False, device=""), root)  # one mark for one cache
         self.beneath(storage, claim, root)
 
     def beneath(self, storage: Storage, above: Claim, root: int) -> None:

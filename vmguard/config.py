@@ -47,6 +47,14 @@ class WithoutWatchdog(str, Enum):
     ACCEPT = "accept"
 
 
+class OnConflict(str, Enum):
+    """What the agent does with a guest that has come to write what another guest has."""
+
+    ALARM = "alarm"  # it is said, and recorded
+    PAUSE = "pause"  # the guest is stopped where it is; nothing of it is lost
+    DETACH = "detach"  # the disk is taken from it; where that cannot be done, it is paused
+
+
 class Config(NamedTuple):
     """A host's configuration. `store` is None where the host was never set up: then everything passes."""
 
@@ -62,6 +70,8 @@ class Config(NamedTuple):
     # Which block devices are flushed at the end of a guest that wrote them through the page cache, before another host
     # may have them: those that other hosts are known to reach, or all.
     drain_all: bool = False
+    conflict: OnConflict = OnConflict.PAUSE
+    command: str = ""  # what the agent runs for each thing that it has to say
 
 
 class Host(NamedTuple):
@@ -347,6 +357,12 @@ def store_path_fits(path: str) -> bool:
     return fits and ".." not in path.split("/")
 
 
+def _program(where: str, value: str) -> str:
+    if value and not value.startswith("/") or not value.isprintable():
+        raise _bad_value(where, value, "the absolute path of a program")
+    return value
+
+
 def _cluster(where: str, value: str) -> str:
     if not 4 <= len(value) <= 64 or not set(value) <= set("0123456789abcdef"):
         raise _bad_value(where, value, "the id in lower-case hexadecimal that `vmguard setup` gave the store")
@@ -377,5 +393,7 @@ _KEYS: Dict[Tuple[str, str], Tuple[str, Callable[[str, str], Any]]] = {
     ("store", "io_timeout"): ("io_timeout", _number(MIN_IO_TIMEOUT, MAX_IO_TIMEOUT, " of seconds")),
     ("leases", "without_watchdog"): ("without_watchdog", _one_of(WithoutWatchdog, "refuse", "accept")),
     ("leases", "drain"): ("drain_all", _one_of(_all, "shared", "all")),
+    ("agent", "conflict"): ("conflict", _one_of(OnConflict, "alarm", "pause", "detach")),
+    ("agent", "command"): ("command", _program),
 }
 _SECTIONS = frozenset(section for section, _ in _KEYS)

@@ -32,7 +32,8 @@ class Bug(Exception):
     """An exception in the child that nobody meant; its argument is the trace, as text."""
 
 
-def _tell(message: Dict[str, Any]) -> None:
+def tell(message: Dict[str, Any]) -> None:
+    """Say something to the parent, in a child: one line of JSON."""
     assert _pipe is not None
     data = dumps(message).encode() + b"\n"
     while data:
@@ -42,13 +43,13 @@ def _tell(message: Dict[str, Any]) -> None:
 def step(doing: str) -> None:
     """Say what is done now, for the sentence that a late answer becomes. A clause: "waiting for the host lock"."""
     if _pipe is not None:
-        _tell({"doing": doing})
+        tell({"doing": doing})
 
 
 def tolerate(reason: str) -> None:
     """Say that a late answer is not to be a refusal, and why."""
     if _pipe is not None:
-        _tell({"tolerated": reason})
+        tell({"tolerated": reason})
 
 
 def orphaned() -> bool:
@@ -70,9 +71,9 @@ def _child(work: Callable[[], Outcome], pipe: int, parent: int) -> None:
     except BaseException:  # whatever it is, the parent must hear of it
         import traceback
 
-        _tell({"bug": traceback.format_exc()})
+        tell({"bug": traceback.format_exc()})
     else:
-        _tell({"status": status, "text": text})
+        tell({"status": status, "text": text})
 
 
 def _read(pipe: int, child: int, seconds: float) -> bytes:
@@ -95,12 +96,9 @@ def _read(pipe: int, child: int, seconds: float) -> bytes:
         data += chunk
 
 
-def run(seconds: float, work: Callable[[], Outcome]) -> Outcome:
+def begin(work: Callable[[], Outcome]) -> Tuple[int, int]:
     """
-    The outcome of work(), which must come within `seconds`.
-
-    Raises Late when it does not, or when the child was killed by somebody; Bug when work() raised: it is expected to
-    turn the errors that it means into an outcome itself.
+    Begin work() in a child that dies with the thread which calls this: its pid, and the pipe that it says its lines into.
     """
     receive, send = os.pipe()
     parent = os.getpid()
@@ -112,6 +110,17 @@ def run(seconds: float, work: Callable[[], Outcome]) -> Outcome:
         finally:
             os._exit(1)
     os.close(send)
+    return child, receive
+
+
+def run(seconds: float, work: Callable[[], Outcome]) -> Outcome:
+    """
+    The outcome of work(), which must come within `seconds`.
+
+    Raises Late when it does not, or when the child was killed by somebody; Bug when work() raised: it is expected to
+    turn the errors that it means into an outcome itself.
+    """
+    child, receive = begin(work)
     data = _read(receive, child, seconds)
     os.close(receive)
     doing, tolerated = "starting", ""

@@ -187,6 +187,7 @@ def _hand_over(instance_id: str) -> None:
                             this = here(load())  # it may have joined anew while the lock was waited for
                             one = settle(now, qemu, this)
                             if not instance.pending(one):
+                                events.record("handover", **instance.account(one))
                                 # It has opened its images for writing since.
                                 look(one, qemu, this)
                     pause = _FIRST_PAUSE

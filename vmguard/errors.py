@@ -219,10 +219,20 @@ class LeaseDamaged(CannotTell):
 class StoreBroken(CannotTell):
     """The lease store is missing, is not the one this host belongs to, is full or cannot be written."""
 
-    def __init__(self, path: str, why: str) -> None:
-        super().__init__(path, why)
+    def __init__(self, path: str, why: str, remedy: str = "") -> None:
+        super().__init__(path, why, remedy)
         self.path = path
         self.why = why
+        self.remedy = remedy
+
+
+class StoreMoved(StoreBroken):
+    """Another lease store has taken the place of this one."""
+
+    def __init__(self, path: str, to: str) -> None:
+        super().__init__(path, f"{to} has taken its place", f"run `vmguard setup --store {to}` on this host")
+        self.args = (path, to)
+        self.to = to
 
 
 class RecordBroken(CannotTell):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-What vmguard did and found, one JSON object a line in /var/log/vmguard/events.jsonl, and a line in the system log.
+What vmguard did and found, one JSON object a line in /var/log/vmguard/events.jsonl, and an entry with fields of its own in
+the journal (a line in the system log where there is none).
 
 Nothing here may fail: a full disk must not decide whether a guest starts.
 """
@@ -10,12 +11,29 @@ import time
 
 from vmguard import paths
 from vmguard._light import dumps
-from vmguard._typing import Any
+from vmguard._typing import Any, List
+
+# Of this size a file is put aside, and so many of them are kept: a year of a busy host, some hundred bytes an event.
+MAX_BYTES = 16 * 1024 * 1024
+KEPT = 4
+
+JOURNAL = "/run/systemd/journal/socket"
+
+# What is as it should be. Everything else is a warning.
+CALM = frozenset(
+    ("info", "held", "released", "handover", "given-back", "adopted", "gc", "conflict-over", "watching", "rejoined")
+)
 
 
 def path() -> str:
     """The file that events go to."""
     return os.path.join(paths.LOG, "events.jsonl")
+
+
+def files() -> List[str]:
+    """All files that there are, the oldest first."""
+    older = [f"{path()}.{number}" for number in range(KEPT, 0, -1)]
+    return [one for one in (*older, path()) if os.path.exists(one)]
 
 
 def record(event: str, text: str = "", **data: Any) -> None:
@@ -30,14 +48,70 @@ def record(event: str, text: str = "", **data: Any) -> None:
         fd = os.open(path(), os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
         try:
             os.write(fd, dumps(entry, anything=True).encode() + b"\n")  # one write: lines of two hooks do not mix
+            if os.fstat(fd).st_size > MAX_BYTES:
+                _rotate(fd)
         finally:
             os.close(fd)
     except OSError:
         pass
-    import syslog  # few calls of the hook have anything to tell
+    _tell_system(entry)
+
+
+def _rotate(fd: int) -> None:
+    """Put the file aside, if nobody else just does. Who has it open still writes his line to it: it is not lost."""
+    import fcntl
 
     try:
-        syslog.openlog("vmguard", syslog.LOG_PID, syslog.LOG_DAEMON)
-        syslog.syslog(syslog.LOG_WARNING if event != "info" else syslog.LOG_INFO, f"{event}: {text}"[:1000])
-    except (OSError, ValueError):
-        pass
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return
+    if os.fstat(fd).st_ino != os.stat(path()).st_ino:
+        return
+    for number in range(KEPT - 1, 0, -1):
+        try:
+            os.rename(f"{path()}.{number}", f"{path()}.{number + 1}")
+        except FileNotFoundError:
+            pass
+    os.rename(path(), path() + ".1")
+
+
+def _tell_system(entry: Any) -> None:
+    calm = entry["event"] in CALM
+    try:
+        _tell_journal(entry, 6 if calm else 4)  # LOG_INFO, LOG_WARNING
+    except (OSError, ValueError, ImportError):
+        import syslog  # few systems are without a journal
+
+        try:
+            syslog.openlog("vmguard", syslog.LOG_PID, syslog.LOG_DAEMON)
+            syslog.syslog(
+                syslog.LOG_INFO if calm else syslog.LOG_WARNING, f"{entry['event']}: {entry['text']}"[:1000]
+            )
+        except (OSError, ValueError):
+            pass
+
+
+def _tell_journal(entry: Any, priority: int) -> None:
+    """The journal's native protocol: a datagram of fields, see systemd.journal-fields(7). Raises OSError."""
+    if not os.path.exists(JOURNAL):
+        raise FileNotFoundError(JOURNAL)
+    # `socket` itself takes as long to load as half of the hook's work.
+    from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_DGRAM, socket
+
+    fields = [("MESSAGE", f"{entry['event']}: {entry['text']}"), ("PRIORITY", str(priority))]
+    fields += [("SYSLOG_IDENTIFIER", "vmguard"), ("SYSLOG_FACILITY", "3")]
+    for key, value in entry.items():
+        if key not in ("time", "host", "text"):
+            text = value if isinstance(value, str) else dumps(value, anything=True)
+            fields.append(("VMGUARD_" + key.upper(), text))
+    data = b""
+    for name, text in fields:
+        raw = text.encode("utf-8", "backslashreplace")[:16384]
+        # With its length before it a value may hold line ends.
+        data += name.encode() + b"\n" + len(raw).to_bytes(8, "little") + raw + b"\n"
+    out = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC)
+    try:
+        out.setblocking(False)
+        out.sendto(data, JOURNAL)
+    finally:
+        out.close()

@@ -15,6 +15,7 @@ from vmguard.errors import BadRequest, Misconfigured, RecordBroken
 from vmguard.giving import end, flush, sweep
 from vmguard.instance import Instance
 from vmguard.leases import HostState, client, slots
+from vmguard.leases.store import lease_name
 from vmguard.member import Here, here
 from vmguard.owning import qemu_of
 from vmguard.text import plain, quoted
@@ -47,6 +48,7 @@ def collect(
     with hostlock.held():
         found += _broken_records(dry_run)
         this = here(config)
+        found += _damaged_store(this, repair and not dry_run)
         if not dry_run:
             before = {one.id: one for one in instance.load_all()}
             left = {one.id for one in sweep(this)}
@@ -58,6 +60,16 @@ def collect(
     for one in found:
         if one.mended:
             events.record("gc", one.text, what=one.what, reason=force)
+    return found
+
+
+def _damaged_store(this: Here, repair: bool) -> List[Found]:
+    found = []
+    for text in this.store.damage():
+        if repair:
+            this.store.mend()
+        how = "made anew from the leases" if repair else "`vmguard gc --repair` makes it anew from the leases"
+        found.append(Found("damaged store", f"{text}: {how}", repair))
     return found
 
 
@@ -105,7 +117,7 @@ def _unexplained_leases(this: Here, dry_run: bool) -> List[Found]:
     for one in instance.load_all():
         for want in one.wants:
             if not want.missing:
-                wanted |= {place.name for place in slots.of(this.store.lease(want.claim.identity))}
+                wanted |= set(slots.names(lease_name(want.claim.identity)))
     orphans = [lock for lock in client.orphans(this.store.lockspace) if lock.name not in wanted]
     if not orphans:
         return []
@@ -160,7 +172,7 @@ def _damaged(this: Here, repair: bool, force: str) -> List[Found]:
 def _may_be_held(name: str, this: Here) -> str:
     """Why somebody may be holding a lease that nobody can read any more; "" if that is out of the question."""
     for one in instance.load_all():
-        if any(this.store.lease(want.claim.identity).name == name and not want.missing for want in one.wants):
+        if any(lease_name(want.claim.identity) == name and not want.missing for want in one.wants):
             return f"{quoted(one.name)} on this host has it: stop that first"
     live = {
         state.host_id: state for state in this.states.values() if _may_live(state) and state.host_id != this.host_id

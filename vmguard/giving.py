@@ -89,6 +89,12 @@ def end(one: Instance, this: Here, by_errand: bool = True) -> Optional[Instance]
     wrote = one.state != "intent"
     drains = tuple(want for want in one.wants if want.drains and wrote and not want.missing)
     others = [other for other in instance.load_all() if other.id != one.id]
+    if any(want.claim.device for want in one.wants) and one.state != "draining":
+        from vmguard import marks  # guests on files do without
+
+        marks.drop(one.wants, others)
+    if one.state in ("held", "running", "over"):
+        events.record("released", **instance.account(one))
     with client.Connection() as connection:
         for want in one.wants:
             if want in drains and want.drain is None:
@@ -120,6 +126,8 @@ def _give_back_or_note(want: Want, one: Instance, this: Here, connection: client
         # Of an intent it is not known what it took: as a guest that migrates in, the ticket perhaps.
         if want.ticket is not None or (one.state == "intent" and one.coming == "migrate"):
             give_back(slots.ticket(lease), False, claim, this, connection)
+        if one.state == "intent" and one.qemu is not None and one.owner == "qemu" and host.alive(one.qemu):
+            client.release_of(one.qemu.pid, lease)  # what a running guest needs no longer
         if one.state == "intent":
             _say_nothing_was_written(claim, lease, this)
             if want.drains and claim.identity not in _marked(one):

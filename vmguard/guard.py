@@ -45,7 +45,7 @@ from vmguard.errors import CannotTell, Error, InUse, Late, LocalStore, NotComing
 from vmguard.giving import end, sweep
 from vmguard.holders import local
 from vmguard.host import Process
-from vmguard.instance import Instance
+from vmguard.instance import Instance, Want
 from vmguard.member import Here, Tolerance, check_ownership, check_store_reaches, here
 from vmguard.owning import hand_over, qemu_of
 from vmguard.report import sentence
@@ -111,7 +111,7 @@ def prepare(xml: bytes, libvirtd: Process) -> None:
             if not isinstance(error, (LocalStore, NoWatchdog)):
                 report_tolerated(domain, tolerance)
                 return
-        admit(domain, needs, arrival, others, this, libvirtd, tolerance)
+        admit(domain, needs, arrival, others, this, libvirtd, tolerance, host.began())
     report_tolerated(domain, tolerance)
 
 
@@ -123,8 +123,13 @@ def admit(
     this: Here,
     libvirtd: Process,
     tolerance: Tolerance,
+    began: float = 0.0,
 ) -> Instance:
-    """Write the intent down, take all, say so. Under the host lock. others: the instances that a sweep has left."""
+    """
+    Write the intent down, take all, say so. Under the host lock.
+
+    others: the instances that a sweep has left. began: when the hook began (host.began), if this is one.
+    """
     start = Instance(
         id=instance.new_id(domain.uuid),
         uuid=domain.uuid,
@@ -148,7 +153,20 @@ def admit(
         instance.mark_late(start)
     start = start._replace(state="held")
     instance.write(start)
+    mark(start, start.wants)
+    account = instance.account(start)
+    if began:
+        account["took"] = round(time.clock_gettime(time.CLOCK_BOOTTIME) - began, 3)
+    events.record("held", **account)
     return start
+
+
+def mark(one: Instance, wants: Sequence[Want]) -> None:
+    """Tell udev which devices are the guest's."""
+    if any(want.claim.device for want in wants):
+        from vmguard import marks  # guests on files do without
+
+        marks.put(one, wants)
 
 
 def start(xml: bytes, libvirtd: Process) -> None:

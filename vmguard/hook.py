@@ -15,6 +15,7 @@ kills a running guest.
 
 import os
 import sys
+import time
 
 from vmguard import deadline, events, guard, host
 from vmguard._typing import Callable, Dict, List
@@ -69,7 +70,8 @@ def answer(operation: str, name: str, xml: bytes, libvirtd: int) -> deadline.Out
     except Error as error:
         status, text = status_of(operation, error), sentence(error, name)
         event = {REFUSE: "refused", END_GUEST: "ended"}.get(status, "alarm")
-        events.record(event, text, domain=name, operation=operation, error=type(error).__name__)
+        took = round(time.clock_gettime(time.CLOCK_BOOTTIME) - host.began(), 3)
+        events.record(event, text, domain=name, operation=operation, error=type(error).__name__, took=took)
         if operation in LATER and not status:
             guard.leave_to_errand(name)
         return status, text

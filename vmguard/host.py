@@ -96,6 +96,12 @@ def _stat(path: str) -> Optional[Tuple[str, int]]:
     return fields[0].decode("ascii", "replace"), int(fields[19])
 
 
+def began() -> float:
+    """When this process's parent began, as seconds on the clock of processes (CLOCK_BOOTTIME), to a hundredth."""
+    found = _stat(f"{PROC}/{os.getppid()}/stat")
+    return found[1] / os.sysconf("SC_CLK_TCK") if found is not None else 0.0
+
+
 _DEAD = ("Z", "X", "x")
 
 
@@ -201,15 +207,21 @@ def qemu_processes() -> Tuple[Qemu, ...]:
     except OSError as error:
         raise Unresolvable(PROC, error.strerror or str(error)) from error
     for pid in pids:
-        if not pid.isdecimal():
-            continue
-        arguments = _arguments(pid)
-        names = _qemu(arguments) if arguments else None
-        one = process(int(pid)) if names else None
-        if names and one is not None:
-            incoming = any(argument in ("-incoming", "--incoming") for argument in arguments)
-            found.append(Qemu(one, names[0], names[1], incoming, arguments))
+        one = qemu(int(pid)) if pid.isdecimal() else None
+        if one is not None:
+            found.append(one)
     return tuple(sorted(found))
+
+
+def qemu(pid: int) -> Optional[Qemu]:
+    """The QEMU that has this number; None if it is none, or gone."""
+    arguments = _arguments(str(pid))
+    names = _qemu(arguments) if arguments else None
+    one = process(pid) if names else None
+    if not names or one is None:
+        return None
+    incoming = any(argument in ("-incoming", "--incoming") for argument in arguments)
+    return Qemu(one, names[0], names[1], incoming, arguments)
 
 
 def is_incoming(pid: int) -> bool:

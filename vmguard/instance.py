@@ -20,7 +20,7 @@ import os
 from vmguard import paths
 from vmguard._light import dumps, loads
 from vmguard._typing import Any, Dict, List, NamedTuple, Optional, Tuple
-from vmguard.claims import Claim, Mode
+from vmguard.claims import LIES_UNDER, Claim, Mode
 from vmguard.errors import RecordBroken
 from vmguard.host import Process
 
@@ -43,6 +43,8 @@ class Want(NamedTuple):
     # The same path is another storage object at the source: it must be one that the migration copies into.
     other_disk: bool = False
     drains: bool = False  # it is such a thing, whether the mark is held already or still the source's
+    # Missing because it could not be had, of a guest that runs: the agent asks for it again and again.
+    contested: bool = False
 
 
 class Instance(NamedTuple):
@@ -123,6 +125,27 @@ def _instance(record: Dict[str, Any]) -> Instance:
 def pending(instance: Instance) -> bool:
     """Whether something is still to come from the host that the instance migrated from."""
     return any(want.ticket is not None or (want.drains and want.drain is None) for want in instance.wants)
+
+
+# More than fit on a machine of libvirt.
+_DISKS_NAMED = 100
+
+
+def account(instance: Instance) -> Dict[str, Any]:
+    """Who has what, for the log: the domain, and what its guest itself reads or writes. Not what lies under that."""
+    disks = [
+        {"path": want.claim.path, "identity": want.claim.identity, "mode": Mode(want.claim.mode).value}
+        for want in instance.wants
+        if not want.missing and not want.claim.why.startswith(LIES_UNDER) and not want.claim.identity.startswith("vm:")
+    ]
+    return {
+        "domain": instance.name,
+        "uuid": instance.uuid,
+        "instance": instance.id,
+        "coming": instance.coming,
+        "boot": instance.boot_id,
+        "disks": disks[:_DISKS_NAMED],
+    }
 
 
 def write(instance: Instance) -> None:

@@ -28,6 +28,7 @@ from vmguard.errors import (
     NotJoined,
     SanlockFailed,
     StateUnproven,
+    StoreBroken,
 )
 from vmguard.giving import drain, sweep
 from vmguard.host import Process
@@ -59,6 +60,7 @@ def join_host() -> Joined:
     config = load()
     if config.store is None or config.host_id is None:
         raise Misconfigured("/etc/vmguard", "this host was not set up", "run `vmguard setup`")
+    _activate(config.store)
     store = Store.open(config.store, config.cluster)
     end_of_patience = time.monotonic() + _STARTS_TAKE
     while True:
@@ -74,6 +76,33 @@ def join_host() -> Joined:
             names = ", ".join(sorted(one.name for one in beginning))
             raise BadRequest(f"guests are just being started on this host: {names}", "run this again in a moment")
         time.sleep(0.05)
+
+
+def _activate(path: str) -> None:
+    """
+    Make the volume of the store active, if it is one and is not. Nobody else does at boot: a shared volume group's are not
+    activated by themselves. Raises StoreBroken with what LVM says.
+    """
+    if not path.startswith("/dev/") or os.path.exists(path):
+        return
+    import subprocess
+
+    step("making the volume of the leases active")
+    # -asy: shared, as all hosts need it at the same time; for a volume group that is not shared it is the same as -ay.
+    command = ["lvchange", "-asy", path]
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+        why = done.stderr.strip().replace("\n", "; ") if done.returncode else ""
+    except FileNotFoundError:
+        return  # no LVM, no volume: whoever opens it says that it is not there
+    except (OSError, subprocess.TimeoutExpired) as error:
+        why = str(error)
+    if why:
+        raise StoreBroken(
+            path,
+            f"there is no such device, and `{' '.join(command)}` says: {why}",
+            "start the locks of its volume group (`vgchange --lock-start VG`), then run `vmguard join`",
+        )
 
 
 # From the hook's yes to QEMU's process pass some 50 ms; on a host that starves, seconds.

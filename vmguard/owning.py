@@ -8,11 +8,11 @@ From then on sanlock frees them when QEMU dies, and kills QEMU when they are los
 import time
 
 from vmguard import host, instance
-from vmguard._typing import Dict, Optional, Tuple
+from vmguard._typing import Dict, Iterable, Optional, Tuple
 from vmguard.claims import Mode
 from vmguard.errors import LeaseLost, SanlockFailed
 from vmguard.holders import gone
-from vmguard.host import Process
+from vmguard.host import Process, Qemu
 from vmguard.instance import Instance, Want
 from vmguard.leases import Lease, Lock, client, slots
 from vmguard.member import Here
@@ -41,6 +41,13 @@ def qemu_of(one: Instance) -> Optional[Process]:
         if qemu.uuid == one.uuid:
             return qemu.process
     return None
+
+
+def record_of(qemu: Qemu, records: Iterable[Instance]) -> Optional[Instance]:
+    """The record of this very QEMU; else one of its domain that has not met its QEMU yet."""
+    found = [one for one in records if one.qemu == qemu.process]
+    found = found or [one for one in records if one.qemu is None and one.uuid == qemu.uuid]
+    return found[0] if found else None
 
 
 def _places(want: Want, this: Here) -> Tuple[Tuple[Lease, int], ...]:

@@ -339,7 +339,7 @@ def _store_broken(error: errors.StoreBroken, domain: str, now: float) -> List[st
         domain,
         "the lease store cannot be used",
         f"{plain(error.path)}: {error.why}",
-        "mount or mend the store, then start it again",
+        error.remedy or "mount or mend the store, then start it again",
     )
 
 
@@ -391,6 +391,7 @@ _REFUSALS: Dict[type, Callable[..., List[str]]] = {
     errors.Unexplained: _unexplained,
     errors.LeaseDamaged: _lease_damaged,
     errors.StoreBroken: _store_broken,
+    errors.StoreMoved: _store_broken,
     errors.RecordBroken: _record_broken,
     errors.Late: _late,
     errors.Misconfigured: _misconfigured,

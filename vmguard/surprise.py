@@ -7,11 +7,11 @@ What can be claimed now is, and is written down. A second writer that is proven 
 """
 
 from vmguard import events, instance
-from vmguard._typing import TYPE_CHECKING, List, Sequence
+from vmguard._typing import TYPE_CHECKING, Iterable, List, Optional, Sequence
 from vmguard.claims import Claim, Mode
-from vmguard.errors import CannotTell, Error, InUse, WrongDisk
+from vmguard.errors import CannotTell, Error, Holder, InUse, WrongDisk
 from vmguard.giving import give_back
-from vmguard.holders import local
+from vmguard.holders import anywhere, local
 from vmguard.host import Process
 from vmguard.instance import Instance, Want
 from vmguard.leases import client
@@ -54,9 +54,21 @@ def look(one: Instance, qemu: Process, this: Here) -> Instance:
         uuid=one.uuid,
         instance=one.id,
     )
+    return claim_more(claims_of(findings), one, qemu, this)
+
+
+def claim_more(
+    claims: Iterable[Claim], one: Instance, qemu: Process, this: Here, against: Optional[List[Error]] = None
+) -> Instance:
+    """
+    Claim what a running guest has open besides what it was started with, and give it to its QEMU. Under the host lock.
+
+    Raises InUse where it writes what somebody else has. against: what stands in the way is put there instead, of
+    whatever kind; such a want is marked as contested, for whoever looks next to ask for it again.
+    """
     others = [other for other in instance.load_all() if other.id != one.id]
-    for claim in claims_of(findings):
-        one = _claim(claim, one, others, this)
+    for claim in claims:
+        one = _claim(claim, one, others, this, against)
     return hand_over(one, qemu, this)
 
 
@@ -69,33 +81,77 @@ def _see_copying(one: Instance, active: Sequence["Opened"], this: Here) -> None:
             raise WrongDisk(want.claim, source or "?")
 
 
-def _claim(claim: Claim, one: Instance, others: Sequence[Instance], this: Here) -> Instance:
+def _claim(
+    claim: Claim, one: Instance, others: Sequence[Instance], this: Here, against: Optional[List[Error]]
+) -> Instance:
     known = [want for want in one.wants if want.claim.identity == claim.identity and not want.missing]
     if known and (known[0].claim.mode is not Mode.SHARED or claim.mode is not Mode.EXCLUSIVE):
         return one
     holders = local(claim, others, this.host_id)
+    extra = one._replace(
+        id=one.id + ".found", wants=wants_of((claim,), this), state="intent", coming="", qemu=None, owner="host"
+    )
+    given_up = False
     try:
+        if known and not holders:
+            holders = [other for other in anywhere(claim.identity, this.store, this.states) if not _ours(other, this)]
         if holders:
             raise InUse(claim, holders)
         if known and not any(has(other, claim.identity, this) for other in others):
             # It is read by us alone here, and turns out to be written.
             with client.Connection() as connection:
                 give_back(this.store.lease(claim.identity), True, claim, this, connection)
-        extra = one._replace(
-            id=one.id + ".found", wants=wants_of((claim,), this), state="intent", coming="", qemu=None, owner="host"
-        )
+            given_up = True
         instance.write(extra)
-        taken: List[Want] = list(take(extra, others, this, Tolerance()).wants)
+        (taken,) = take(extra, others, this, Tolerance()).wants
     except Error as error:
-        if isinstance(error, InUse) and claim.mode is Mode.EXCLUSIVE:
+        if given_up:
+            one = _read_again(known[0], one, others, this)
+        if against is not None:
+            against.append(error)
+        elif isinstance(error, InUse) and claim.mode is Mode.EXCLUSIVE:
             raise
-        # What it only reads does no damage to anybody but itself.
-        events.record("alarm", sentence(error, one.name), domain=one.name, uuid=one.uuid, identity=claim.identity)
-        taken = [Want(claim, missing=True)]
-        known = []
-    left = tuple(want for want in one.wants if not (known and want.claim.identity == claim.identity))
-    one = one._replace(wants=(*left, *taken))
-    instance.write(one)
-    if not taken[0].missing:
-        instance.forget(extra)
+        else:
+            # What it only reads does no damage to anybody but itself.
+            events.record("alarm", sentence(error, one.name), domain=one.name, uuid=one.uuid, identity=claim.identity)
+        return _with(Want(claim, missing=True, contested=against is not None), one)
+    one = _with(taken, one)
+    instance.forget(extra)
+    if claim.device:
+        from vmguard import marks  # few guests come to have such a thing
+
+        marks.put(one, (taken,))
     return one
+
+
+def _ours(holder: Holder, this: Here) -> bool:
+    return holder.host_id == this.host_id
+
+
+def _with(want: Want, one: Instance) -> Instance:
+    """The instance with this want. One that is missing stands beside a weaker one that is there."""
+    left = tuple(
+        other
+        for other in one.wants
+        if other.claim.identity != want.claim.identity or (want.missing and not other.missing)
+    )
+    if want in one.wants and len(left) == len(one.wants) - 1:
+        return one
+    one = one._replace(wants=(*left, want))
+    instance.write(one)
+    return one
+
+
+def _read_again(want: Want, one: Instance, others: Sequence[Instance], this: Here) -> Instance:
+    """It could not be had for writing: what it is read by is taken again."""
+    again = one._replace(id=one.id + ".found", wants=wants_of((want.claim,), this), state="intent", coming="", qemu=None)
+    try:
+        instance.write(again)
+        take(again, others, this, Tolerance())
+        instance.forget(again)
+        return one
+    except Error:
+        rest = tuple(other for other in one.wants if other != want)
+        one = one._replace(wants=(*rest, want._replace(missing=True, contested=True)))
+        instance.write(one)
+        return one

@@ -429,10 +429,15 @@ _NOBODY = Writer(0, "", "", "", 0.0)
 
 def _writer_before(want: Want, this: Here) -> Optional[Writer]:
     """Who wrote last, where that is certain: the note was written by the owner before us, and no other acquired between."""
-    if want.lver == 1:
-        return _NOBODY
     note = this.store.note(want.claim.identity)
+    if want.lver == 1 and (note is None or note.lver != 0):  # 0: what a conversion knew of an earlier store
+        return _first_writer(this)
     return note.writer if note is not None and want.lver is not None and note.lver == want.lver - 1 else None
+
+
+def _first_writer(this: Here) -> Optional[Writer]:
+    """Who wrote before the first version of a lease. In a store that took another's place nothing shows who it was."""
+    return None if this.store.converted else _NOBODY
 
 
 def _check_state(want: Want, before: Optional[Writer], taken: Instance, this: Here) -> None:
@@ -466,8 +471,8 @@ def pass_over(claim: Claim, lver: int, this: Here) -> None:
         if not lver and note is not None:
             lver = client.version(this.store.lease(claim.identity))
         if note is None and lver == 1:  # the first that ever had it
-            mode = Mode.EXCLUSIVE.value
-            note = Note(claim.identity, mode, 0, 0, 0, host.name(), "", "", claim.path, time.time(), writer=_NOBODY)
+            mode, nobody = Mode.EXCLUSIVE.value, _first_writer(this)
+            note = Note(claim.identity, mode, 0, 0, 0, host.name(), "", "", claim.path, time.time(), writer=nobody)
         if note is not None and note.lver == lver - 1 and note.writer is not None:
             this.store.write_note(note._replace(lver=lver, host_id=this.host_id, generation=this.generation))
     except CannotTell as error:

@@ -12,6 +12,7 @@ from vmguard.config import Config, load
 from vmguard.domain import Domain, Use
 from vmguard.errors import Error, Holder, InUse
 from vmguard.holders import anywhere, excludes, local
+from vmguard.leases.store import lease_name
 from vmguard.member import Here, check_store_reaches, here
 from vmguard.storage.facts import LiveFacts
 from vmguard.taking import beside, mode_of
@@ -21,7 +22,7 @@ class Look(NamedTuple):
     """One claim, and who stands where."""
 
     claim: Claim
-    lease: str  # file name in the store, "" where there is no store
+    lease: str  # its name, "" where there is no store
     holders: Tuple[Holder, ...]
     objection: Optional[Error] = None
 
@@ -59,7 +60,7 @@ def verdict_of(domain: Domain) -> Verdict:
 
 
 def _look(claim: Claim, this: Here, config: Config) -> Look:
-    lease = this.store.lease(claim.identity)
+    name = lease_name(claim.identity)
     holders: List[Holder] = []
     try:
         check_store_reaches(claim, this)
@@ -72,6 +73,6 @@ def _look(claim: Claim, this: Here, config: Config) -> Look:
                 if not (holder.host_id == this.host_id and holder.shared and claim.mode is not Mode.EXCLUSIVE)
             ] + beside(claim, this.store.lease(claim.identity), this)
     except Error as error:
-        return Look(claim, lease.name, tuple(holders), error)
+        return Look(claim, name, tuple(holders), error)
     against = [holder for holder in holders if holder.here or holder.slot != "lease" or excludes(claim.mode, mode_of(holder))]
-    return Look(claim, lease.name, tuple(holders), InUse(claim, against) if against else None)
+    return Look(claim, name, tuple(holders), InUse(claim, against) if against else None)

@@ -11,6 +11,8 @@ import re
 import shlex
 import shutil
 import sys
+import threading
+from contextlib import contextmanager
 from typing import Iterator, List, Sequence
 
 import pytest
@@ -140,10 +142,41 @@ def volumes(rested: Guarded) -> Iterator[Volumes]:
     made = Volumes(rested)
     yield made
     for node in rested.hosts:
-        if node.pid:
-            node.remove_all_guests()
+        if not node.is_on():
+            rested.recover(node)
+        node.remove_all_guests()
     if made.names:
         rested.remove(*reversed(made.names))
+
+
+@contextmanager
+def watched(cluster: Guarded, volume: Volume, mark: int = 1) -> Iterator[None]:
+    """The witness's counter on a volume is read all the time, below the nodes: it never goes back, and nobody else writes."""
+    back: List[str] = []
+    stop = threading.Event()
+
+    def look() -> None:
+        last = cluster.count(volume)
+        while not stop.wait(0.02):
+            now = cluster.count(volume)
+            if now.value < last.value or now.mark not in (0, mark):
+                back.append(f"from {last} to {now}")
+            last = now
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+    assert not back, back
+
+
+def counts(cluster: Guarded, volume: Volume) -> None:
+    """The guest on a volume writes."""
+    before = cluster.count(volume).value
+    hosts.eventually(lambda: cluster.count(volume).value > before + 3, f"the guest on {volume.name} writes", within=90, every=0.2)
 
 
 class Images:

@@ -79,7 +79,7 @@ class Guarded(Machines):
 
     def install(self, node: Node) -> None:
         """As a user does from the sources."""
-        parts = ["Makefile", "vmguard", "hooks", "conf", "man", "packaging", "docs"]
+        parts = ["Makefile", "vmguard", "hooks", "udev", "conf", "man", "packaging", "docs"]
         source = subprocess.run(
             ["tar", "-C", PROJECT, "--exclude=__pycache__", "-cz", *parts], stdout=subprocess.PIPE, check=True
         ).stdout

@@ -110,6 +110,8 @@ class Node(Host):
         self.pid = 0  # of its QEMU, as long as that was not seen to end
         self.was_on = False
         self._master: Optional[subprocess.Popen[bytes]] = None
+        self._logins = 0
+        self._socket = ""
         self.disk = os.path.join(self.folder, "disk")
         if os.path.isdir(self.folder):
             self._find()
@@ -206,13 +208,18 @@ class Node(Host):
         self.gone(BOOT)
 
     def _off(self) -> None:
+        self.log_out()
+        if os.path.exists(f"{self.folder}/pid"):
+            os.unlink(f"{self.folder}/pid")
+        self.pid = 0
+
+    def log_out(self) -> None:
         if self._master is not None:
             self._master.kill()
             self._master.wait()
-        for file in ("ssh", "pid"):
-            if os.path.exists(f"{self.folder}/{file}"):
-                os.unlink(f"{self.folder}/{file}")
-        self._master, self.pid = None, 0
+            self._master = None
+        if os.path.exists(self._socket):
+            os.unlink(self._socket)
 
     def monitor(self) -> Monitor:
         return Monitor(self.folder + "/monitor")
@@ -257,7 +264,7 @@ class Node(Host):
     # -- commands -------------------------------------------------------------------------------------------------------
 
     def _ssh(self, *options: str) -> List[str]:
-        words = ["ssh", "-F", "none", "-i", self.cluster.image.key, "-S", self.folder + "/ssh", "-o", "LogLevel=ERROR"]
+        words = ["ssh", "-F", "none", "-i", self.cluster.image.key, "-S", self._socket, "-o", "LogLevel=ERROR"]
         words += ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "BatchMode=yes"]
         return [*words, *options, f"root@10.98.0.{self.number}"]
 
@@ -265,6 +272,9 @@ class Node(Host):
         """Open the one connection that all commands share."""
         assert self.is_on(), f"{self} went off while it was booting:\n{self.console()[-2000:]}"
         if self._master is None or self._master.poll() is not None:
+            # A name of its own: a connection to what the node was before ends later than that, and takes its socket with it.
+            self._logins += 1
+            self._socket = os.path.join(self.folder, f"ssh-{os.getpid()}-{self._logins}")
             # It cannot die with its parent, the thread that waits for this node. A node that is gone ends it, within two minutes.
             alive = ["-o", "ConnectTimeout=10", "-o", "ServerAliveInterval=30", "-o", "ServerAliveCountMax=4"]
             self._master = subprocess.Popen(
@@ -398,8 +408,9 @@ class Strip:
     def __init__(self, machines: "Machines") -> None:
         self._machines = machines
         self.asked: List[Tuple[float, str, int]] = []  # when (monotonic), by whom, whom
-        self.works = threading.Event()
+        self.works = threading.Event()  # cleared, it hears and does nothing
         self.works.set()
+        self._one_at_a_time = threading.Lock()
 
     def serve(self, node: Node) -> None:
         line = socket.socket(socket.AF_UNIX)
@@ -414,8 +425,10 @@ class Strip:
                     if word == "off" and number.isdigit() and 0 < int(number) <= len(self._machines.hosts):
                         self.asked.append((time.monotonic(), node.name, int(number)))
                         self.works.wait()
-                        self._machines.hosts[int(number) - 1].switch_off()
-                        line.sendall(f"is off {number}\n".encode())
+                        with self._one_at_a_time:  # of two nodes that ask for each other one stays
+                            if node.is_on():
+                                self._machines.hosts[int(number) - 1].switch_off()
+                                line.sendall(f"is off {number}\n".encode())
             except OSError:
                 pass  # that node is off itself
 
@@ -523,6 +536,8 @@ class Machines:
 
     def destroy(self) -> None:
         if self.kept:
+            for node in self.hosts:
+                node.log_out()
             os.close(self._lock)
             return
         for node in self.hosts:

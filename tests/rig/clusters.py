@@ -128,3 +128,41 @@ class Installed(Guarded):
 
     def set_up(self, host: Host) -> None:
         pass
+
+
+class OnDevice(Guarded):
+    """The store on a block device that each host reaches through a node of its own, as a LUN or a shared volume is."""
+
+    megabytes = 1024
+
+    def prepare(self) -> None:
+        super().prepare()
+        self.backing = os.path.join(self.folder, "store.device")
+        with open(self.backing, "wb") as made:
+            made.truncate(self.megabytes << 20)
+        self.store = "/dev/rig/leases"
+        self.store_loops: List[str] = []
+
+    def plug_in(self, host: Host) -> None:
+        super().plug_in(host)
+        if not os.path.exists(f"{host.folder}/dev/rig/leases"):
+            before = len(self.loops)
+            self.block_device("leases", self.backing, [host])
+            self.store_loops += self.loops[before:]
+
+    def forget_loops(self) -> None:
+        """All but the store's: tests forget those of their images."""
+        if any(host.pid for host in self.hosts):
+            self.loops = [device for device in self.loops if device not in self.store_loops]
+            super().forget_loops()
+            self.loops = list(self.store_loops)
+        else:
+            super().forget_loops()
+
+
+class Moving(OnDevice):
+    """The store in a directory, and an empty device to which it can be moved."""
+
+    def prepare(self) -> None:
+        super().prepare()
+        self.device, self.store = self.store, os.path.join(self.folder, "store")

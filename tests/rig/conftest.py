@@ -21,7 +21,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 pytest.register_assert_rewrite("hosts", "clusters", "guests")
 
 import hosts  # noqa: E402
-from clusters import Guarded  # noqa: E402
+from clusters import Guarded, OnDevice  # noqa: E402
 from guests import IDLE, MiB  # noqa: E402
 from hosts import Cluster, Host  # noqa: E402
 
@@ -46,8 +46,12 @@ def swept() -> None:
 
 @pytest.fixture(scope="session")
 def cluster(swept: None) -> Iterator[Guarded]:
-    """Two guarded hosts that run, and a third that `node3` switches on."""
-    made = Guarded("guarded", hosts=3)
+    """
+    Two guarded hosts that run, and a third that `node3` switches on. VMGUARD_RIG_STORE=device: with their leases on a block
+    device, for every test that does not look into the directory.
+    """
+    kind = OnDevice if os.environ.get("VMGUARD_RIG_STORE") == "device" else Guarded
+    made = kind("guarded", hosts=3)
     try:
         made.boot(made.hosts[:2])
         yield made

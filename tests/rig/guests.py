@@ -23,6 +23,7 @@ class Disk(NamedTuple):
     driver: str = ""  # further attributes of <driver>: "cache='none'"
     backing_ends: bool = True  # "<backingStore/>": libvirt and QEMU look for no backing file
     pool: str = ""  # of a pool volume: path is the volume's name then
+    bus: str = ""  # "scsi": one that QEMU unplugs at once, whatever the guest thinks of it
 
     def xml(self, target: str) -> str:
         if self.pool:
@@ -31,7 +32,7 @@ class Disk(NamedTuple):
             kind, source = self.kind, f"{'dev' if self.kind == 'block' else 'file'}={quoteattr(self.path)}"
         flags = ("<readonly/>" if self.readonly else "") + ("<shareable/>" if self.shareable else "")
         ends = "<backingStore/>" if self.backing_ends and self.format == "raw" else ""
-        bus = "ide" if self.device == "cdrom" else "virtio"
+        bus = self.bus or ("ide" if self.device == "cdrom" else "virtio")
         return (
             f"<disk type='{kind}' device='{self.device}'><driver name='qemu' type='{self.format}' {self.driver}/>"
             f"<source {source}/>{ends}<target dev='{target}' bus='{bus}'/>{flags}</disk>"
@@ -85,6 +86,9 @@ def guest(
 </domain>""",
     )
 
+
+# For disks with bus "scsi".
+SCSI = "<controller type='scsi' index='0' model='virtio-scsi'/>"
 
 # -- what they boot -----------------------------------------------------------------------------------------------------
 

@@ -492,6 +492,18 @@ def parse_status(text: str) -> List[Held]:
     return found
 
 
+def finish_pipe(process: "subprocess.Popen[str]", within: float = 30) -> None:
+    """See a command end, or end it. What it started inside the host may outlive it, with its pipes."""
+    try:
+        process.wait(within)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    for pipe in (process.stdout, process.stderr):
+        if pipe is not None:
+            pipe.close()
+
+
 class Cluster:
     """Hosts with a switch between them and one folder that all see under the same path."""
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """From before QEMU exists until it is gone: everything that may happen to a guest in between leaves its leases alone."""
 
+import os
 import time
 from typing import Callable
 
@@ -221,3 +222,30 @@ def test_changes_while_it_runs_free_everything_at_the_end(way: str, node1: Host,
     assert "web" in node2.refused(guest("thief", [disk]))
     node1.destroy(web)
     node2.start(guest("next", [disk, other]))
+
+
+def test_udev_is_told_of_a_device_that_is_held(node1: Host, images: Images) -> None:
+    """For as long as it is, also while it is plugged; by a file, and an event that makes udev read it."""
+    pyudev = pytest.importorskip("pyudev")
+    device = images.block("lun")
+    number = os.stat(node1.path(device)).st_rdev
+    mark = node1.path(f"/run/vmguard/udev/{os.major(number)}:{os.minor(number)}")
+    monitor = pyudev.Monitor.from_netlink(pyudev.Context(), source="kernel")
+    monitor.filter_by("block")
+    monitor.start()
+
+    def told() -> None:
+        def found() -> bool:
+            event = monitor.poll(timeout=0.1)
+            return event is not None and event.action == "change" and event.device_number == number
+
+        eventually(found, "the kernel has told of it")
+
+    web = guest("web", [Disk(device, "block")])
+    node1.start(web)
+    with open(mark, encoding="ascii") as file:
+        assert "VMGUARD_DOMAIN=web\n" in file.read()
+    told()
+    node1.destroy(web)
+    assert not os.path.exists(mark)
+    told()

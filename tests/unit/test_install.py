@@ -27,7 +27,8 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dict[str, Path]
     root = tmp_path_factory.mktemp("installed")
     settings = {
         "prefix": root / "opt", "sysconfdir": root / "etc", "localstatedir": root / "var", "unitdir": root / "units",
-        "tmpfilesdir": root / "tmpfiles.d",
+        "tmpfilesdir": root / "tmpfiles.d", "udevrulesdir": root / "rules.d",
+        "plugindir": root / "plugins",
     }  # fmt: skip
     done = make("install", *[f"{name}={path}" for name, path in settings.items()])
     assert done.returncode == 0, done.stdout

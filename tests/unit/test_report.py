@@ -44,6 +44,7 @@ SAMPLES = [
     errors.Unexplained(CLAIM),
     errors.LeaseDamaged("/store/leases/x", "file:fs/1", -223),
     errors.StoreBroken("/store", "no space is left"),
+    errors.StoreMoved("/store", "/dev/vg/leases"),
     errors.RecordBroken("/run/vmguard/x", "no space is left"),
     errors.Late(20, "waiting for the lock of this host"),
     errors.Misconfigured("vmguard.conf", "mode = perhaps", "write enforce, audit or off"),

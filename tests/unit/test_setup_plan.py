@@ -43,6 +43,9 @@ class FakeStore:
         machine = self.fields["hosts"].get(str(host_id))
         return None if machine is None else host.HostKey(machine, "")
 
+    def hosts_known(self) -> Any:
+        return [SimpleNamespace(machine=machine, host="elsewhere") for machine in self.fields["hosts"].values()]
+
     def claim_host_id(self, wanted: Optional[int], key: host.HostKey) -> int:
         number = wanted or next(n for n in range(1, 10) if str(n) not in self.fields["hosts"])
         if self.fields["hosts"].setdefault(str(number), key.machine) != key.machine:
@@ -412,3 +415,15 @@ def test_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.undo()
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["f"]
+
+
+def test_another_store_while_others_are_in_the_one_before(machine: Machine) -> None:
+    """Two hosts with a store each would not see each other's guests."""
+    path = str(machine.root / "shared")
+    FakeStore.create(path, 10).claim_host_id(1, host.HostKey("beef", "there"))
+    prepare(store=path, shared=True)
+    before = machine.contents()
+    with pytest.raises(BadRequest, match="as do others: elsewhere") as caught:
+        prepare(store=str(machine.root / "other"))
+    assert "vmguard store convert" in caught.value.remedy
+    assert machine.contents() == before

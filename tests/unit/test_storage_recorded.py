@@ -2,6 +2,7 @@
 """Identities on recorded hosts: one for all names of a thing, another for every other thing."""
 
 import errno
+import json
 import os
 
 import pytest
@@ -87,6 +88,23 @@ def test_hidden_layers_are_not_writable(name, instead):
     storage = one("lvm", f"/dev/mapper/data-{name}")
     assert storage.not_writable
     assert storage.instead == instead
+
+
+@pytest.mark.parametrize("at_work", ["sanlock", "dlm"])
+def test_shared_group_without_a_copy_of_its_metadata(at_work):
+    """A host that has never changed a group has no file about it: the lock manager tells."""
+    with open(os.path.join(HOSTS, "lvm.json"), encoding="utf-8") as file:
+        record = json.load(file)
+    del record["files"]["/etc/lvm/backup/data"]
+    if at_work == "dlm":
+        del record["links"]["/dev/mapper/data-lvmlock"]
+        record["files"]["/sys/kernel/dlm/lvm_data/id"] = "1"
+    (storage,) = resolve(HostPath("/dev/data/linear"), RecordedFacts(record))
+    assert f"its volume group is shared (lock type {at_work})" in storage.reasons
+    record["links"].pop("/dev/mapper/data-lvmlock", None)
+    record["files"].pop("/sys/kernel/dlm/lvm_data/id", None)
+    (storage,) = resolve(HostPath("/dev/data/linear"), RecordedFacts(record))
+    assert not any("lock type" in reason for reason in storage.reasons)
 
 
 def test_volume_whose_partition_is_mounted():
@@ -291,6 +309,9 @@ class Failing:
             return getattr(self.facts, name)(path, *arguments)
 
         return ask
+
+    def lease_store(self):
+        return self.facts.lease_store()
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.EACCES, errno.ENOENT, errno.ESTALE], ids=errno.errorcode.get)

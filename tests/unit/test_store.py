@@ -7,14 +7,18 @@ import os
 import shutil
 import signal
 import time
-from typing import Any, Callable, List
+from typing import Any, Callable, List, Optional
 
 import pytest
 from conftest import Pair, key
 from sanlock_hosts import Cluster, Host
 
-from vmguard.errors import BadRequest, Error, HostIdTaken, LeaseDamaged, SanlockDown, StoreBroken
+from vmguard.errors import BadRequest, Error, HostIdTaken, LeaseDamaged, SanlockDown, StoreBroken, StoreMoved
 from vmguard.leases import Note, _cluster, _files, _notes, client, slots
+from vmguard.leases._cluster import Elsewhere
+from vmguard.leases.device import layout, making
+from vmguard.leases.device import store as device_store
+from vmguard.leases.device.blocks import Blocks
 from vmguard.leases.store import Store, lease_name
 
 ALIGN = 1 << 20
@@ -183,6 +187,33 @@ def test_the_store_of_another_cluster(cluster: Cluster) -> None:
         Store.open(store.path, "f" * 32)
 
 
+def test_a_store_that_moved_is_opened_by_nobody(cluster: Cluster) -> None:
+    host = cluster.host("a")
+    store, before = created(cluster, host), created(cluster, host)
+    with open(store.path + "/vmguard.json") as known:
+        store.mark_moved(Elsewhere("/dev/vg/leases", "f" * 32))
+        assert os.fstat(known.fileno()).st_nlink == 0, "a client of NFS would go on reading it"
+    for attempt in (lambda: Store.open(store.path), lambda: Store.create(store.path, 1), lambda: before.ensure("x")):
+        with pytest.raises(StoreMoved) as caught:
+            host.run(attempt)
+        assert caught.value.to == "/dev/vg/leases" and "vmguard setup --store /dev/vg/leases" in caught.value.remedy
+    with pytest.raises(StoreBroken):
+        before.mark_moved(Elsewhere("/elsewhere", "e" * 32))
+    store.mark_in_use()
+    host.run(lambda: Store.open(store.path).ensure("x"))
+
+
+def test_a_store_that_is_to_take_the_place_of_another_is_not_in_use_yet(cluster: Cluster) -> None:
+    host = cluster.host("a")
+    old = Elsewhere("/srv/old", "f" * 32)
+    host.run(lambda: Store.create(cluster.store_path, 1, old).path)
+    with pytest.raises(StoreBroken, match="has not finished") as caught:
+        Store.open(cluster.store_path)
+    assert f"vmguard store convert {cluster.store_path}" in caught.value.remedy
+    Store.look(cluster.store_path).mark_in_use(converted=5.5)
+    assert Store.open(cluster.store_path).converted == 5.5
+
+
 # -- leases ------------------------------------------------------------------------------------------------------------
 
 
@@ -193,15 +224,15 @@ def test_lease_names_are_hashes() -> None:
     assert len(lease_name("\udcff")) == 40
 
 
-def test_ensure_makes_a_free_lease_once(pair: Pair, identity: str) -> None:
-    lease = pair.one.run(lambda: pair.store.ensure(identity))
-    assert lease == pair.store.lease(identity)
+def test_ensure_makes_a_free_lease_once(directory: Pair, identity: str) -> None:
+    lease = directory.one.run(lambda: directory.store.ensure(identity))
+    assert lease == directory.store.lease(identity)
     found = os.stat(lease.path)
     assert (found.st_size, found.st_mode & 0o777, found.st_nlink) == (3 * ALIGN, 0o660, 1)
     assert found.st_blocks * 512 >= 3 * ALIGN, "a hole in it may make QEMU or the filesystem see larger sectors"
     for slot in slots.of(lease):
-        assert pair.one.run(lambda slot=slot: (client.version(slot), client.owners(slot))) == (0, ())  # type: ignore[misc]
-    assert pair.two.run(lambda: pair.store.ensure(identity)) == lease
+        assert directory.one.run(lambda slot=slot: (client.version(slot), client.owners(slot))) == (0, ())  # type: ignore[misc]
+    assert directory.two.run(lambda: directory.store.ensure(identity)) == lease
     assert os.stat(lease.path).st_ino == found.st_ino
 
 
@@ -215,14 +246,14 @@ def test_hosts_that_ensure_at_once_have_one_lease(pair: Pair, identity: str) -> 
 
     found = in_parallel([pair.one, pair.two], work, times=3)
     assert sorted(one for one in found if isinstance(one, int)) == [1], found
-    assert [name for name in os.listdir(pair.store.path + "/leases") if name.startswith("new.")] == []
+    assert pair.one.run(pair.store.leftovers) == ()
 
 
-def test_ensure_leaves_a_damaged_lease_alone(pair: Pair, identity: str) -> None:
-    lease = pair.one.run(lambda: pair.store.ensure(identity))
+def test_ensure_leaves_a_damaged_lease_alone(directory: Pair, identity: str) -> None:
+    lease = directory.one.run(lambda: directory.store.ensure(identity))
     os.truncate(lease.path, 512)
     with pytest.raises(LeaseDamaged) as caught:
-        pair.one.run(lambda: pair.store.ensure(identity))
+        directory.one.run(lambda: directory.store.ensure(identity))
     assert caught.value.identity == identity
     assert os.stat(lease.path).st_size == 512
     os.unlink(lease.path)
@@ -255,7 +286,7 @@ FULL = [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO]
 @pytest.mark.parametrize("code", FULL, ids=[errno.errorcode[code] for code in FULL])
 @pytest.mark.parametrize("call", ["open", "write", "fsync", "link"])
 def test_a_disk_that_fails_leaves_nothing_behind(
-    pair: Pair, identity: str, code: int, call: str, monkeypatch: pytest.MonkeyPatch
+    directory: Pair, identity: str, code: int, call: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = getattr(os, call)
 
@@ -269,12 +300,12 @@ def test_a_disk_that_fails_leaves_nothing_behind(
         facts = client.daemon_facts()
         monkeypatch.setattr(client, "daemon_facts", lambda: facts)
         monkeypatch.setattr(os, call, failing)
-        pair.store.ensure(identity)
+        directory.store.ensure(identity)
 
     with pytest.raises(StoreBroken) as caught:
-        pair.one.run(work)
+        directory.one.run(work)
     assert caught.value.why
-    entries = os.listdir(pair.store.path + "/leases")
+    entries = os.listdir(directory.store.path + "/leases")
     assert lease_name(identity) not in entries and not [name for name in entries if name.startswith("new.")]
 
 
@@ -309,7 +340,8 @@ def test_damaged_leases_are_found_and_made_anew_on_order_alone(pair: Pair, ident
     good, bad = (pair.one.run(lambda: pair.store.ensure(identity + which)) for which in ("/good", "/bad"))  # noqa: B023
     pair.store.write_note(NOTE._replace(identity=identity + "/bad"))
     with open(bad.path, "r+b") as file:
-        file.write(b"\xff" * 512)
+        file.seek(bad.offset)
+        file.write(b"\xff" * bad.sector)
     assert bad.name in pair.one.run(pair.store.damaged) and good.name not in pair.one.run(pair.store.damaged)
     with pytest.raises(BadRequest, match="not damaged"):
         pair.one.run(lambda: pair.store.reformat(good.name))
@@ -323,35 +355,35 @@ def test_damaged_leases_are_found_and_made_anew_on_order_alone(pair: Pair, ident
 # -- leftovers ---------------------------------------------------------------------------------------------------------
 
 
-def test_what_a_dead_maker_left_is_removed_and_a_living_one_left_in_peace(pair: Pair) -> None:
+def test_what_a_dead_maker_left_is_removed_and_a_living_one_left_in_peace(directory: Pair) -> None:
     def work(live: bool) -> str:
-        with _files.directory(pair.store.path + "/leases") as fd:
+        with _files.directory(directory.store.path + "/leases") as fd:
             name = _files.make(fd, b"x", 0o600)
-            assert not live or pair.store.leftovers() == ()
+            assert not live or directory.store.leftovers() == ()
             return name
 
-    dead = pair.store.path + "/leases/" + pair.one.run(lambda: work(True))
-    assert pair.store.leftovers() == (dead,)
-    assert pair.store.clean() == (dead,)
+    dead = directory.store.path + "/leases/" + directory.one.run(lambda: work(True))
+    assert directory.store.leftovers() == (dead,)
+    assert directory.store.clean() == (dead,)
     assert not os.path.exists(dead)
 
 
 @pytest.mark.parametrize(("age", "old"), [(60, False), (3700, True)], ids=["a-minute", "an-hour"])
-def test_files_of_other_hosts_are_left_for_an_hour(pair: Pair, age: int, old: bool) -> None:
-    path = pair.store.path + "/leases/new.00000000.1.1.00000000"
+def test_files_of_other_hosts_are_left_for_an_hour(directory: Pair, age: int, old: bool) -> None:
+    path = directory.store.path + "/leases/new.00000000.1.1.00000000"
     with open(path, "w"):
         pass
     os.utime(path, (time.time() - age,) * 2)
-    assert pair.store.leftovers() == ((path,) if old else ())
+    assert directory.store.leftovers() == ((path,) if old else ())
     os.unlink(path)
 
 
-def test_only_files_that_are_being_made_are_leftovers(pair: Pair) -> None:
-    path = pair.store.path + "/leases/new.txt"
+def test_only_files_that_are_being_made_are_leftovers(directory: Pair) -> None:
+    path = directory.store.path + "/leases/new.txt"
     with open(path, "w"):
         pass
     os.utime(path, (0, 0))
-    assert pair.store.leftovers() == ()
+    assert directory.store.leftovers() == ()
     os.unlink(path)
 
 
@@ -360,6 +392,7 @@ def test_only_files_that_are_being_made_are_leftovers(pair: Pair) -> None:
 
 @pytest.mark.parametrize("mode", ["exclusive", "shared", "host"])
 def test_notes_come_back_as_they_were(pair: Pair, identity: str, mode: str) -> None:
+    pair.one.run(lambda: pair.store.ensure(identity))
     note = NOTE._replace(identity=identity, mode=mode, domain='we"ird\n\u202e', path="/dev/\udcff", lver=2**40)
     pair.store.write_note(note)
     assert pair.store.notes(identity) == (note,)
@@ -370,6 +403,7 @@ def test_notes_come_back_as_they_were(pair: Pair, identity: str, mode: str) -> N
 
 
 def test_shared_notes_of_two_hosts_stand_side_by_side(pair: Pair, identity: str) -> None:
+    pair.one.run(lambda: pair.store.ensure(identity))
     for host_id in (1, 2):
         pair.store.write_note(NOTE._replace(identity=identity, mode="shared", host_id=host_id))
     assert [note.host_id for note in pair.store.notes(identity)] == [1, 2]
@@ -400,15 +434,15 @@ def test_shared_notes_of_two_hosts_stand_side_by_side(pair: Pair, identity: str)
     ],
     ids=lambda content: str(content)[:20],
 )
-def test_notes_that_are_none_are_passed_over(pair: Pair, identity: str, content: Any) -> None:
+def test_notes_that_are_none_are_passed_over(directory: Pair, identity: str, content: Any) -> None:
     note = NOTE._replace(identity=identity)
-    pair.store.write_note(note._replace(mode="shared", host_id=2))
-    path = pair.store.lease_path(lease_name(identity)) + ".note"
+    directory.store.write_note(note._replace(mode="shared", host_id=2))
+    path = directory.store.lease_path(lease_name(identity)) + ".note"
     if isinstance(content, dict):
         content = json.dumps({**note._asdict(), **content}).encode()
     with open(path, "wb") as file:
         file.write(content)
-    assert [one.mode for one in pair.store.notes(identity)] == ["shared"]
+    assert [one.mode for one in directory.store.notes(identity)] == ["shared"]
 
 
 @pytest.mark.parametrize(
@@ -416,9 +450,9 @@ def test_notes_that_are_none_are_passed_over(pair: Pair, identity: str, content:
     [os.mkfifo, os.mkdir, lambda path: os.symlink("/etc/passwd", path)],
     ids=["fifo", "directory", "link"],
 )
-def test_notes_that_are_no_files(pair: Pair, identity: str, make: Callable[[str], None]) -> None:
-    make(pair.store.lease_path(lease_name(identity)) + ".note")
-    assert pair.store.notes(identity) == ()
+def test_notes_that_are_no_files(directory: Pair, identity: str, make: Callable[[str], None]) -> None:
+    make(directory.store.lease_path(lease_name(identity)) + ".note")
+    assert directory.store.notes(identity) == ()
 
 
 def test_members_that_a_later_version_added_are_passed_over() -> None:
@@ -427,28 +461,30 @@ def test_members_that_a_later_version_added_are_passed_over() -> None:
 
 
 def test_a_note_that_cannot_be_written_leaves_the_old_one(
-    pair: Pair, identity: str, monkeypatch: pytest.MonkeyPatch
+    directory: Pair, identity: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     note = NOTE._replace(identity=identity)
-    pair.store.write_note(note)
+    directory.store.write_note(note)
 
     def full(*args: Any) -> None:
         raise OSError(errno.ENOSPC, "")
 
     with monkeypatch.context() as patch, pytest.raises(StoreBroken):
         patch.setattr(os, "write", full)
-        pair.store.write_note(note._replace(lver=8))
-    assert pair.store.notes(identity) == (note,)
-    assert not [name for name in os.listdir(pair.store.path + "/leases") if name.startswith("new.")]
+        directory.store.write_note(note._replace(lver=8))
+    assert directory.store.notes(identity) == (note,)
+    assert not [name for name in os.listdir(directory.store.path + "/leases") if name.startswith("new.")]
 
 
 # -- host ids ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def empty(cluster: Cluster) -> Store:
+@pytest.fixture(params=["directory", "device"])
+def empty(request: pytest.FixtureRequest, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Store:
     """A store without hosts."""
-    return created(cluster, cluster.host("a"))
+    for module in (device_store, making):
+        monkeypatch.setattr(module, "SETTLES", 0.1)
+    return created(cluster, cluster.host("a"), cluster.place(request.param))
 
 
 def test_ids_are_given_from_the_lowest_and_kept(empty: Store) -> None:
@@ -473,38 +509,51 @@ def test_an_id_of_another_machine_is_refused(empty: Store) -> None:
     assert empty.host_record(7) is not None
 
 
-@pytest.mark.parametrize("wanted", [0, -1, 2001])
-def test_numbers_that_are_no_host_ids(empty: Store, wanted: int) -> None:
+@pytest.mark.parametrize("wanted", [0, -1, None])
+def test_numbers_that_are_no_host_ids(empty: Store, wanted: Optional[int]) -> None:
+    wanted = empty.host_ids[-1] + 1 if wanted is None else wanted
     with pytest.raises(BadRequest):
         empty.claim_host_id(wanted, key("a"))
 
 
+def spoil_record(store: Store, host_id: int, content: bytes) -> None:
+    if store.kind == "directory":
+        with open(f"{store.path}/hosts/{host_id}.json", "wb") as file:
+            file.write(content)
+    else:
+        content = content or b"\xff"
+        Blocks(store.path).write(layout.host_at(host_id), content.ljust(layout.BLOCK, b"\0"))
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b'{"host_id": 2, "machine": "x", "host": "y"}', b'{"host_id": 1}'])
 def test_a_record_that_cannot_be_read_is_somebody_elses(empty: Store, content: bytes) -> None:
-    with open(empty.path + "/hosts/1.json", "wb") as file:
-        file.write(content)
+    spoil_record(empty, 1, content)
     assert empty.claim_host_id(None, key("a")) == 2
     with pytest.raises(HostIdTaken):
         empty.claim_host_id(1, key("a"))
 
 
-def test_hosts_that_claim_at_once_get_ids_of_their_own(cluster: Cluster) -> None:
+@pytest.mark.parametrize("kind", ["directory", "device"])
+def test_hosts_that_claim_at_once_get_ids_of_their_own(
+    cluster: Cluster, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device_store, "SETTLES", 0.5)
     hosts = [cluster.host(name) for name in "ab"]
-    store = created(cluster, hosts[0])
+    store = created(cluster, hosts[0], cluster.place(kind))
     found = in_parallel(hosts, lambda host: store.claim_host_id(None, key(f"{host.name}{os.getpid()}")), times=6)
     assert sorted(found) == list(range(1, 13))
 
 
-def test_one_machine_that_claims_twice_at_once_gets_one_id(cluster: Cluster) -> None:
+@pytest.mark.parametrize("kind", ["directory", "device"])
+def test_one_machine_that_claims_twice_at_once_gets_one_id(cluster: Cluster, kind: str) -> None:
     host = cluster.host("a")
-    store = created(cluster, host)
+    store = created(cluster, host, cluster.place(kind))
     assert set(in_parallel([host], lambda _: store.claim_host_id(None, key("same")), times=6)) == {1}
 
 
 def test_all_ids_taken(empty: Store) -> None:
-    for host_id in range(1, 2001):
-        with open(f"{empty.path}/hosts/{host_id}.json", "w"):
-            pass
+    for host_id in empty.host_ids:
+        spoil_record(empty, host_id, b"x")
     with pytest.raises(StoreBroken, match="taken"):
         empty.claim_host_id(None, key("a"))
 

@@ -15,7 +15,23 @@ import sys
 from typing import List, Optional
 
 from vmguard import __version__, events
-from vmguard.cli import check, define, doctor, gc, identify, lint, membership, override, report, setup, status, verify
+from vmguard.cli import (
+    audit,
+    check,
+    define,
+    doctor,
+    gc,
+    identify,
+    lint,
+    membership,
+    metrics,
+    override,
+    report,
+    setup,
+    status,
+    store,
+    verify,
+)
 from vmguard.errors import BadRequest, CannotTell, Error, Misconfigured
 from vmguard.report import message
 
@@ -32,7 +48,8 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"vmguard {__version__}")
     commands = top.add_subparsers(metavar="COMMAND", required=True)
-    for module in (setup, doctor, status, check, verify, lint, define, report, identify, membership, override, gc):
+    first = (setup, doctor, status, check, verify, audit, metrics, lint)
+    for module in (*first, define, report, identify, membership, override, store, gc):
         module.add(commands)
     return top
 

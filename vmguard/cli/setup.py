@@ -24,7 +24,7 @@ def add(subparsers: Any) -> None:
         " Can be run again at any time, also after it was interrupted.",
     )
     yes_no = argparse.BooleanOptionalAction
-    parser.add_argument("--store", metavar="DIR", help="directory of the leases, on storage that all hosts share")
+    parser.add_argument("--store", metavar="PATH", help="directory or block device of the leases, which all hosts share")
     parser.add_argument("--host-id", type=_host_id, metavar="N|auto", help="this host's number in the store")
     parser.add_argument("--io-timeout", type=_io_timeout, metavar="S", help="sanlock's unit of time, in seconds (10)")
     shared = ("yes", "no", "auto")
@@ -61,7 +61,8 @@ def run(args: argparse.Namespace) -> int:
         _show(plan)
     done: List[Change] = []
     if plan.changes and not args.dry_run:
-        if not args.yes and not _confirmed(len(plan.changes)):
+        many = len(plan.changes)
+        if not args.yes and not confirmed(f"Make {'this change' if many == 1 else f'these {many} changes'}?"):
             print("Nothing was changed.")
             return 1
         carry_out(plan, lambda change: _doing(change, done, args.json))
@@ -123,11 +124,12 @@ def _show_text(label: str, text: Any) -> None:
         print(f"       {'':9}{plain(line)}")
 
 
-def _confirmed(count: int) -> bool:
+def confirmed(question: str) -> bool:
+    """Whether somebody at the terminal says yes. Raises BadRequest where nobody is."""
     if not sys.stdin.isatty():
         raise BadRequest("nobody is there to ask", "add --yes to change this, or --dry-run to look only")
     try:
-        answer = input(f"Make {'this change' if count == 1 else f'these {count} changes'}? [y/N] ")
+        answer = input(f"{question} [y/N] ")
     except EOFError:
         return False
     return answer.strip().lower() in ("y", "yes")

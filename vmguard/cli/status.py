@@ -3,20 +3,22 @@
 
 import argparse
 import os
-from typing import Any, Dict, List
+import time
+from typing import Any, Dict, List, Tuple
 
-from vmguard import host, instance, overrides
+from vmguard import host, instance, overrides, paths
+from vmguard.agent import defining
 from vmguard.claims import Mode
 from vmguard.cli import _show
 from vmguard.config import Config, load
 from vmguard.errors import CannotTell, Error, Misconfigured
 from vmguard.holders import everywhere
-from vmguard.leases import client, lockspace
+from vmguard.leases import client, lockspace, status
 from vmguard.leases.store import Store
 from vmguard.member import here
 from vmguard.report import message
 from vmguard.setup import daemons, hookfile, libvirtside
-from vmguard.text import moment
+from vmguard.text import moment, plain
 
 
 def add(commands: Any) -> None:
@@ -36,6 +38,16 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Exit status 0 guarded, 1 something is wrong here, 3 could not be found out."""
+    report, unknown = report_of()
+    if options.json:
+        _show.as_json(report)
+    else:
+        _print(report, options.all)
+    return 3 if unknown else 1 if report["warnings"] else 0
+
+
+def report_of() -> Tuple[Dict[str, Any], List[Error]]:
+    """All that is known of this host, and what could not be found out. Raises Misconfigured."""
     config = load()
     if config.store is None:
         raise Misconfigured("/etc/vmguard", "this host was not set up", "run `vmguard setup`")
@@ -44,21 +56,32 @@ def run(options: argparse.Namespace) -> int:
     unknown: List[Error] = []
     try:
         store = Store.open(config.store, config.cluster)
+        room = store.room()
+        report["store"].update(kind=store.kind, room=room and {"taken": room[0], "places": room[1]})
         report["lockspace"] = {"name": store.lockspace, "state": lockspace.state(store, config.host_id or 0)}
         report["sanlock"] = client.daemon_facts()._asdict()
+        report["lockspace"].update(_renewal(store))
         report["hosts"] = _hosts(store)
         report["held"] = _held(store, config)
     except CannotTell as error:
         unknown.append(error)
     report["instances"] = [_instance(one) for one in instance.load_all()]
+    report["agent"] = {"watching": daemons.agent_watches()}
+    report["definitions"] = {name: [one._asdict() for one in found] for name, found in defining.known().items()}
     report["overrides"] = [one._asdict() for one in overrides.pending()]
     report["notes"] = _notes(report)
     report["warnings"] = _warnings(report, config) + [message(error) for error in unknown]
-    if options.json:
-        _show.as_json(report)
-    else:
-        _print(report, options.all)
-    return 3 if unknown else 1 if report["warnings"] else 0
+    return report, unknown
+
+
+def _renewal(store: Store) -> Dict[str, Any]:
+    """How long ago our entry in the lockspace was renewed, in seconds; after 8 io_timeouts our leases are lost."""
+    now = status.status()
+    for space in now.spaces:
+        if space.name == store.lockspace and space.renewed:
+            age = int(now.daemon.settings.get("monotime", space.renewed)) - space.renewed
+            return {"renewed_ago": max(0, age), "io_timeout": space.io_timeout, "renewal_result": space.renewal_result}
+    return {}
 
 
 def _hosts(store: Store) -> List[Dict[str, Any]]:
@@ -99,6 +122,7 @@ def _instance(one: instance.Instance) -> Dict[str, Any]:
         "since": one.since,
         "leases": sum(not want.missing for want in one.wants),
         "without_lease": [want.claim.path for want in one.wants if want.missing],
+        "contested": [want.claim.path for want in one.wants if want.contested],
         "note": one.note,
         "stopped_by_join": one.frozen,
     }
@@ -110,9 +134,16 @@ def _warnings(report: Dict[str, Any], config: Config) -> List[str]:
         found.append(f"mode = {config.mode.value}: nothing is refused on this host")
     if report.get("lockspace", {}).get("state") not in (None, "joined"):
         found.append("this host is not a member of the lockspace: no guest can start. Run `vmguard join`")
+    room = report["store"].get("room")
+    if room and room["taken"] * 10 >= room["places"] * 9:
+        found.append(
+            f"the lease store has room for {room['places'] - room['taken']} more storage objects. Make the device larger"
+        )
     found += _hook_warnings()
     for one in report["instances"]:
-        if one["without_lease"]:
+        if one["contested"]:
+            found.append(f"{one['domain']} writes what others have: {', '.join(one['contested'])}")
+        elif one["without_lease"]:
             found.append(f"{one['domain']} runs without leases for {', '.join(one['without_lease'])} ({one['note']})")
         if one["stopped_by_join"]:
             found.append(f"{one['domain']} is stopped until its leases are certain. Run `vmguard join`")
@@ -125,12 +156,18 @@ def _warnings(report: Dict[str, Any], config: Config) -> List[str]:
 
 def _notes(report: Dict[str, Any]) -> List[str]:
     """What is worth knowing and is no fault of this host's set-up: Debian 12 comes so."""
-    if report.get("sanlock", {}).get("use_watchdog", True):
-        return []
-    return [
-        "sanlock runs without a watchdog (-w 0): if its daemon dies, guests run on without their leases."
-        " See WATCHDOG in vmguard(8)"
-    ]
+    found = []
+    if not report.get("sanlock", {}).get("use_watchdog", True):
+        found.append(
+            "sanlock runs without a watchdog (-w 0): if its daemon dies, guests run on without their leases."
+            " See WATCHDOG in vmguard(8)"
+        )
+    if not report["agent"]["watching"]:
+        found.append(
+            "vmguardd does not run: what is plugged into running guests is not claimed"
+            " (systemctl enable --now vmguardd)"
+        )
+    return found
 
 
 def _hook_warnings() -> List[str]:
@@ -148,6 +185,8 @@ def _hook_warnings() -> List[str]:
 def _print(report: Dict[str, Any], everything: bool) -> None:
     print(f"host {report['host']}, host id {report['store']['host_id']}, mode {report['mode']}")
     print(f"store {report['store']['path']} ({'shared' if report['store']['shared'] else 'this host only'})")
+    if report["store"].get("room"):
+        print("leases of {taken} storage objects, room for {places}".format(**report["store"]["room"]))
     if "hosts" in report:
         rows = [(str(one["host_id"]), one["name"] or "?", one["state"]) for one in report["hosts"]]
         _show.table("hosts", ("id", "name", "state"), rows)
@@ -163,6 +202,9 @@ def _print(report: Dict[str, Any], everything: bool) -> None:
         if everything or one["mode"] == Mode.EXCLUSIVE.value
     ]
     _show.table("held", ("domain", "host", "what", "mode", "since"), sorted(held))
+    for name, found in report["definitions"].items():
+        for one in found:
+            print(f"definition: {plain(name)}: {plain(defining.words_of(defining.Wrong(**one)))}")
     for note in report["notes"]:
         print(f"note: {note}")
     for warning in report["warnings"]:

@@ -2,7 +2,7 @@
 """`vmguard verify`: what the QEMUs of this host really have open, compared with what is claimed for them."""
 
 import argparse
-from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from vmguard import host, instance
 from vmguard.claims import Mode
@@ -11,6 +11,7 @@ from vmguard.errors import BadRequest, CannotTell
 from vmguard.host import Qemu
 from vmguard.instance import Instance
 from vmguard.openfiles import Finding, Findings, Verdict, compare, inspect, open_files
+from vmguard.owning import record_of
 from vmguard.report import finding_words, message, not_open_words
 
 # What is a finding, and what leaves the question open. A device given whole was claimed by its definition.
@@ -58,13 +59,6 @@ def _chosen(wanted: Sequence[str]) -> List[Qemu]:
         if not any(name in (qemu.name, qemu.uuid) for qemu in running):
             raise BadRequest(f"no guest {name!r} runs on this host", "virsh list shows those that do")
     return [qemu for qemu in running if not wanted or qemu.name in wanted or qemu.uuid in wanted]
-
-
-def record_of(qemu: Qemu, records: Iterable[Instance]) -> Optional[Instance]:
-    """The record of this very QEMU; else one of its domain that has not met its QEMU yet."""
-    found = [one for one in records if one.qemu == qemu.process]
-    found = found or [one for one in records if one.qemu is None and one.uuid == qemu.uuid]
-    return found[0] if found else None
 
 
 def _look(qemu: Qemu, record: Optional[Instance]) -> Look:

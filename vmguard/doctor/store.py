@@ -9,12 +9,13 @@ from vmguard.doctor.check import Findings, check, doubtful, ok, wrong
 from vmguard.doctor.look import Look
 from vmguard.errors import BadRequest, Error, Misconfigured
 from vmguard.leases import lockspace
-from vmguard.leases.store import Store
+from vmguard.leases.store import Store, is_device
 from vmguard.report import message
 from vmguard.setup import others, place
 
-# Below that much, in bytes, a store has no room for some tens of leases of 1 MiB.
-ROOM = 64 << 20
+# Bytes of a lease; and for how many more there ought to be room.
+LEASE = 1 << 20
+ROOM = 64
 
 
 @check("configuration")
@@ -56,17 +57,20 @@ def store(look: Look) -> Findings:
         said = message(error).splitlines()
         yield wrong(f"{said[0]}: every start is refused", "mount its filesystem; docs/recovery.md has the rest")
         return
-    room = os.statvfs(there.path)
-    free = room.f_bavail * room.f_frsize
+    used = there.room()
+    if used is None:
+        room = os.statvfs(there.path)
+        free, fix = room.f_bavail * room.f_frsize // LEASE, "make room on its filesystem, or `vmguard gc`"
+    else:
+        free, fix = used[1] - used[0], "extend the device, or `vmguard gc`"
     if free < ROOM:
-        fix = "make room on its filesystem, or `vmguard gc`"
-        yield doubtful(f"{there.path} has {free >> 20} MiB left; each new disk takes a lease of 1 MiB", fix)
+        yield doubtful(f"{there.path} has room for {free} leases more; each disk takes one", fix)
     owner = there.host_record(found.host_id or 0)
     if owner is None or owner.machine != host.key().machine:
         who = owner.host if owner is not None else "nobody"
         yield wrong(f"host id {found.host_id} belongs to {who} there, not to this host", "vmguard setup --host-id auto")
     elif free >= ROOM:
-        yield ok(f"{there.path} is the store of this cluster, with {free >> 20} MiB free")
+        yield ok(f"{there.path} is the store of this cluster, with room for {free} leases more")
 
 
 @check("store-shared")
@@ -75,13 +79,17 @@ def shared(look: Look) -> Findings:
     found = look.config()
     if found is None or found.store is None:
         return
-    try:
-        mount = place.look(found.store, others.MOUNTINFO, others.FSTAB)
-    except BadRequest as error:
-        yield wrong(error.why, error.remedy)
-        return
-    seen = place.seen_by_others(mount)
-    kind = f"{mount.kind} on {mount.point}" if mount else "an unknown filesystem"
+    if is_device(found.store):
+        device = place.device(found.store)
+        seen, kind = device.others_see_it, "a block device"
+    else:
+        try:
+            mount = place.look(found.store, others.MOUNTINFO, others.FSTAB)
+        except BadRequest as error:
+            yield wrong(error.why, error.remedy)
+            return
+        seen = place.seen_by_others(mount)
+        kind = f"{mount.kind} on {mount.point}" if mount else "an unknown filesystem"
     there = look.store()
     members = [one for one in lockspace.members(there) if one.host_id != found.host_id] if there and found.shared else []
     if seen and not found.shared:

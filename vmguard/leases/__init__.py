@@ -3,7 +3,7 @@
 Leases: sanlock, the store, who holds what.
 
     client.py     the calls of libsanlock, as Python
-    store.py      the directory that all hosts share: lockspace, lease files, notes, host ids
+    store.py      what all hosts share: lockspace, leases, notes, host ids; in a directory, or on a block device
     slots.py      the three leases of one identity: the lease itself, the ticket, the drain mark
     lockspace.py  joining, leaving, who else is there
     status.py     what the daemon of this host has in memory
@@ -19,6 +19,7 @@ class Lease(NamedTuple):
     name: str  # a hash of the identity, see store.lease_name
     path: str
     offset: int = 0
+    sector: int = 512  # bytes, of the device that it lies on; of a file always 512
 
 
 class Owner(NamedTuple):

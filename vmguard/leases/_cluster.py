@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What makes a directory a store: vmguard.json, the lockspace, and how they come into being."""
+"""Which cluster a store is of; and what makes a directory one: vmguard.json, the lockspace, how they come into being."""
 
 import os
 import time
 
 from vmguard import host
-from vmguard._typing import Dict, NamedTuple, Optional, Tuple
+from vmguard._typing import Any, Dict, NamedTuple, Optional, Tuple
 from vmguard.errors import StoreBroken
 from vmguard.leases import _files, _notes, client
 from vmguard.leases import _library as lib
@@ -16,14 +16,25 @@ FORMAT = 2  # 2: a lease file has three leases in it
 IO_TIMEOUTS = range(1, 121)
 
 
+class Elsewhere(NamedTuple):
+    """Another store."""
+
+    path: str
+    cluster: str
+
+
 class Cluster(NamedTuple):
-    """What vmguard.json says."""
+    """What a store says of itself."""
 
     cluster: str  # 32 hexadecimal digits
     lockspace: str
     io_timeout: int
     created: float
     by: str
+    sector: int = lib.SECTOR  # bytes, of what it lies on
+    converted: float = 0.0  # when it took the place of another store; 0.0: it did not
+    moved: Optional[Elsewhere] = None  # the store that has taken its place
+    instead_of: Optional[Elsewhere] = None  # the one whose place it is to take; it has not yet
 
 
 def refusal(path: str) -> Optional[str]:
@@ -36,32 +47,64 @@ def refusal(path: str) -> Optional[str]:
     return None
 
 
-def _identity(data: bytes) -> Optional[Cluster]:
-    found = _notes.members(data)
-    if found is None:
-        return None
-    cluster, lockspace, timeout = found.get("cluster"), found.get("lockspace"), found.get("io_timeout")
-    if not (isinstance(cluster, str) and _is_hex(cluster, 32) and lockspace == _lockspace(cluster)):
+def identity(found: Dict[str, Any]) -> Optional[Cluster]:
+    """The cluster in members of JSON; None if they name none."""
+    cluster, timeout, sector = found.get("cluster"), found.get("io_timeout"), found.get("sector")
+    if not (isinstance(cluster, str) and _is_hex(cluster, 32) and found.get("lockspace") == lockspace_of(cluster)):
         return None
     if type(timeout) is not int or timeout not in IO_TIMEOUTS:
         return None
-    if (found.get("align"), found.get("sector")) != (lib.ALIGN, lib.SECTOR):
+    if found.get("align") != lib.ALIGN or type(sector) is not int:
         return None
-    created, by = found.get("created"), found.get("by")
+    by = found.get("by")
+    moved, instead_of = (_elsewhere(found.get(name)) for name in ("moved", "instead_of"))
+    # A mark that cannot be read must not look like none.
+    if any(
+        (found.get(name) is None) != (mark is None) for name, mark in (("moved", moved), ("instead_of", instead_of))
+    ):
+        return None
     return Cluster(
         cluster,
-        lockspace,
+        lockspace_of(cluster),
         timeout,
-        _notes.number(created) or 0.0,
+        _notes.number(found.get("created")) or 0.0,
         by if isinstance(by, str) else "",
+        sector,
+        _notes.number(found.get("converted")) or 0.0,
+        moved,
+        instead_of,
     )
+
+
+def _elsewhere(found: Any) -> Optional[Elsewhere]:
+    if isinstance(found, list) and len(found) == 2 and all(isinstance(one, str) for one in found):
+        return Elsewhere(*found)
+    return None
+
+
+def members(cluster: Cluster) -> Dict[str, Any]:
+    """The same as members of JSON."""
+    found: Dict[str, Any] = {"format": FORMAT, "align": lib.ALIGN, **cluster._asdict()}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def encode(cluster: Cluster) -> bytes:
+    """As it stands in vmguard.json."""
+    return _notes.text(members(cluster))
+
+
+def new(io_timeout: int, sector: int, instead_of: Optional[Elsewhere]) -> Cluster:
+    """A cluster that has not been before."""
+    name = os.urandom(16).hex()
+    return Cluster(name, lockspace_of(name), io_timeout, time.time(), host.name(), sector=sector, instead_of=instead_of)
 
 
 def _is_hex(text: str, digits: int) -> bool:
     return len(text) == digits and set(text) <= set("0123456789abcdef")
 
 
-def _lockspace(cluster: str) -> str:
+def lockspace_of(cluster: str) -> str:
+    """The name of the lockspace of a cluster."""
     return f"vmguard-{cluster[:16]}"
 
 
@@ -76,8 +119,8 @@ def read(fd: int, path: str, name: str) -> Optional[Cluster]:
         raise StoreBroken(path, f"its format is {version}, and this vmguard, which is older, knows up to {FORMAT}")
     if type(version) is int and 0 < version < FORMAT:
         raise StoreBroken(path, f"its format is {version}, of a vmguard from before its first release: make a new one")
-    cluster = _identity(data) if version == FORMAT else None
-    if cluster is None:
+    cluster = identity(found) if version == FORMAT else None
+    if cluster is None or cluster.sector != lib.SECTOR:
         raise StoreBroken(path, f"its {name} is damaged")
     return cluster
 
@@ -91,7 +134,14 @@ def see_lockspace(fd: int, path: str) -> None:
         raise StoreBroken(path, "its lockspace file is missing or short; others may have it open: never make it anew")
 
 
-def set_up(fd: int, path: str, io_timeout: int, daemon: Tuple[int, int], owner: Tuple[int, int]) -> None:
+def set_up(
+    fd: int,
+    path: str,
+    io_timeout: int,
+    daemon: Tuple[int, int],
+    owner: Tuple[int, int],
+    instead_of: Optional[Elsewhere] = None,
+) -> None:
     """
     The steps of a setup, each of which may have been done by another or by one that died.
 
@@ -99,19 +149,9 @@ def set_up(fd: int, path: str, io_timeout: int, daemon: Tuple[int, int], owner: 
     setup.json stays: removed, it could be made again, of another cluster, by one that looked before the end and acts
     after it.
     """
-    name = _random_cluster()
-    content: Dict[str, object] = {
-        "format": FORMAT,
-        "cluster": name,
-        "lockspace": _lockspace(name),
-        "align": lib.ALIGN,
-        "sector": lib.SECTOR,
-        "io_timeout": io_timeout,
-        "created": time.time(),
-        "by": host.name(),
-    }
     if _files.read(fd, "setup.json", _notes.LIMIT) is None:
-        _files.place(fd, _files.make(fd, _notes.text(content), 0o640, owner), "setup.json")
+        made = _files.make(fd, encode(new(io_timeout, lib.SECTOR, instead_of)), 0o640, owner)
+        _files.place(fd, made, "setup.json")
     cluster = read(fd, path, "setup.json")
     if cluster is None:
         raise StoreBroken(path, "its setup.json has gone")
@@ -122,12 +162,12 @@ def set_up(fd: int, path: str, io_timeout: int, daemon: Tuple[int, int], owner: 
             pass
         os.chown(folder, *owner, dir_fd=fd)
     if not os.access("lockspace", os.F_OK, dir_fd=fd):
-        new = _files.make(fd, bytes(lib.ALIGN), 0o660, daemon)
+        made = _files.make(fd, bytes(lib.ALIGN), 0o660, daemon)
         try:
-            client.format_lockspace(cluster.lockspace, os.path.join(path, new), cluster.io_timeout)
-            _files.place(fd, new, "lockspace")
+            client.format_lockspace(cluster.lockspace, os.path.join(path, made), cluster.io_timeout)
+            _files.place(fd, made, "lockspace")
         except BaseException:
-            _files.drop(fd, new)
+            _files.drop(fd, made)
             raise
     client.check_lockspace(cluster.lockspace, os.path.join(path, "lockspace"))
     try:
@@ -135,7 +175,3 @@ def set_up(fd: int, path: str, io_timeout: int, daemon: Tuple[int, int], owner: 
     except FileExistsError:
         pass
     os.fsync(fd)
-
-
-def _random_cluster() -> str:
-    return os.urandom(16).hex()

@@ -19,14 +19,14 @@ SONAME = "libsanlock_client.so.1"
 NAME_LEN = 48  # SANLK_NAME_LEN, with the zero at its end: a name of 48 crashes inquire
 PATH_LEN = 1024  # SANLK_PATH_LEN, with the zero at its end and the escapes that our paths have none of
 
-ALIGN = 1 << 20  # bytes of a lockspace or lease with 512-byte sectors and up to 2000 hosts
-SECTOR = 512
+ALIGN = 1 << 20  # bytes of a lockspace or lease: room for 2000 hosts with sectors of 512 bytes, for 250 with 4096
+SECTOR = 512  # bytes; of a file, whatever lies under it
 
 RES_SHARED = 0x4
 RES_PERSISTENT = 0x8
 # Without these the daemon guesses from the record it reads, and takes the size of a damaged one at its word.
-RES_ALIGN1M = LSF_ALIGN1M = 0x10
-RES_SECTOR512 = LSF_SECTOR512 = 0x100
+_ALIGN1M = 0x10  # SANLK_RES_ALIGN1M, SANLK_LSF_ALIGN1M
+_SECTORS = {512: 0x100, 4096: 0x200}  # SANLK_RES_SECTOR512, _SECTOR4K, and the same as SANLK_LSF_
 
 ACQUIRE_ORPHAN = 0x2
 ACQUIRE_OWNER_NOWAIT = 0x8
@@ -165,6 +165,13 @@ def path_fits(path: str) -> bool:
     return path.startswith("/") and len(path) < PATH_LEN and _PATH.issuperset(path)
 
 
+def sizes(sector: int) -> int:
+    """The flags of a lockspace or lease that say how it lies on the disk. Raises BadRequest for what sanlock cannot do."""
+    if sector not in _SECTORS:
+        raise BadRequest(f"sanlock knows no sectors of {sector} bytes")
+    return _ALIGN1M | _SECTORS[sector]
+
+
 def resource(lease: Lease, flags: int = 0) -> Resource:
     """
     The lease as the library wants it. Raises BadRequest for one that would crash sanlock, or mean another than it
@@ -176,7 +183,8 @@ def resource(lease: Lease, flags: int = 0) -> Resource:
         raise BadRequest(f"the offset {lease.offset} in {lease.path} is no multiple of {ALIGN}")
     found = Resource()
     found.lockspace_name, found.name = lease.lockspace.encode(), lease.name.encode()
-    found.flags, found.num_disks = flags, 1
+    # Of sectors of 512 the daemon makes sure by itself.
+    found.flags, found.num_disks = flags | (sizes(lease.sector) if lease.sector != SECTOR else 0), 1
     found.disk.path, found.disk.offset = lease.path.encode(), lease.offset
     return found
 
@@ -186,16 +194,21 @@ def one(item: Resource) -> Any:
     return (ctypes.POINTER(Resource) * 1)(ctypes.pointer(item))
 
 
-def lockspace(name: str, host_id: int, path: str) -> Lockspace:
-    """The lockspace as the library wants it. Raises BadRequest."""
+def lockspace(name: str, host_id: int, path: str, offset: int = 0, sector: int = SECTOR) -> Lockspace:
+    """The lockspace as the library wants it; one that is only named needs no place. Raises BadRequest."""
     if not (name_fits(name) and path_fits(path)):
         raise BadRequest(f"sanlock cannot take the lockspace {name!r} in {path!r}")
     if not 0 <= host_id <= 2000:  # what 1 MiB of 512-byte sectors has room for, beside the lease's own records
         raise BadRequest(f"{host_id} is no host id: they go from 1 to 2000")
     found = Lockspace()
-    found.name, found.host_id, found.flags = name.encode(), host_id, LSF_ALIGN1M | LSF_SECTOR512
-    found.host_id_disk.path = path.encode()
+    found.name, found.host_id, found.flags = name.encode(), host_id, sizes(sector)
+    found.host_id_disk.path, found.host_id_disk.offset = path.encode(), offset
     return found
+
+
+def host_ids(sector: int) -> range:
+    """The host ids that a lockspace of 1 MiB has records for."""
+    return range(1, 2001 if sector == SECTOR else 251)
 
 
 def reference(item: Any) -> Any:

@@ -143,17 +143,17 @@ class Connection:
             return SanlockDown(errno.ECONNRESET)
         return SanlockFailed(call, code, about)
 
-    def acquire(self, lease: Lease, shared: bool) -> int:
+    def acquire(self, lease: Lease, shared: bool, outlive: bool = True) -> int:
         """
-        Take one lease, to be kept by the host beyond this process. Returns the version it is held at; 0 for a shared
-        one.
+        Take one lease, to be kept by the host beyond this process, unless it is not to outlive it. Returns the version
+        it is held at; 0 for a shared one.
 
         Never waits for an owner's death. Raises SanlockFailed with sanlock's code for every no: who reads it knows
         what it means for the claim (-243, -244, -245 live owner elsewhere, -247 owner not certainly dead, -EEXIST
         held on this host, -EUCLEAN an orphan of either mode, -EAGAIN shared elsewhere or just being released, -ENOSPC
         not joined).
         """
-        item = lib.resource(lease, lib.RES_PERSISTENT | (lib.RES_SHARED if shared else 0))
+        item = lib.resource(lease, (lib.RES_PERSISTENT if outlive else 0) | (lib.RES_SHARED if shared else 0))
         code = lib.library().sanlock_acquire(self._fd, -1, lib.ACQUIRE_OWNER_NOWAIT, 1, lib.one(item), None)
         if code < 0:
             raise self._failure("acquire", code, lease.path)
@@ -263,7 +263,7 @@ def owners(lease: Lease) -> Tuple[Owner, ...]:
     A host that is just acquiring it shared shows for some milliseconds as its exclusive owner. Raises LeaseDamaged,
     StoreBroken, SanlockDown, SanlockFailed.
     """
-    item = lib.resource(lease, lib.RES_ALIGN1M | lib.RES_SECTOR512)
+    item = lib.resource(lease, lib.sizes(lease.sector))
     found, count = ctypes.POINTER(lib.Host)(), ctypes.c_int()
     call = lib.library().sanlock_read_resource_owners
     code = _patiently(lambda: int(call(ctypes.byref(item), 0, ctypes.byref(found), ctypes.byref(count))))
@@ -283,7 +283,7 @@ def version(lease: Lease) -> int:
     Raises LeaseDamaged where there are other bytes than a lease of this name, StoreBroken where sanlock cannot open
     or read it, SanlockDown, SanlockFailed.
     """
-    item = lib.resource(lease, lib.RES_ALIGN1M | lib.RES_SECTOR512)
+    item = lib.resource(lease, lib.sizes(lease.sector))
     code = _patiently(lambda: int(lib.library().sanlock_read_resource(ctypes.byref(item), 0)))
     if code < 0:
         raise file_failure("read", code, lease.path, lease.name)
@@ -294,7 +294,7 @@ def format_lease(lease: Lease) -> None:
     """
     Make the lease's place on disk a free lease, whatever was there. Raises StoreBroken, SanlockDown, SanlockFailed.
     """
-    item = lib.resource(lease, lib.RES_ALIGN1M | lib.RES_SECTOR512)
+    item = lib.resource(lease, lib.sizes(lease.sector))
     code = lib.library().sanlock_write_resource(ctypes.byref(item), 0, 0, 0)
     if code < 0:
         raise file_failure("format", code, lease.path, lease.name)
@@ -332,13 +332,15 @@ def hosts(lockspace: str) -> Tuple[HostState, ...]:
     )
 
 
-def joined(lockspace: str, host_id: int, path: str) -> Optional[bool]:
+def joined(
+    lockspace: str, host_id: int, path: str, offset: int = 0, sector: int = lib.SECTOR
+) -> Optional[bool]:
     """
-    Whether this host is in the lockspace, with that host id and path; None while it joins or leaves.
+    Whether this host is in the lockspace, with that host id and place; None while it joins or leaves.
 
     Raises SanlockDown, SanlockFailed.
     """
-    item = lib.lockspace(lockspace, host_id, path)
+    item = lib.lockspace(lockspace, host_id, path, offset, sector)
     code = lib.library().sanlock_inq_lockspace(ctypes.byref(item), 0)
     if code == -errno.EINPROGRESS:
         return None
@@ -382,23 +384,24 @@ def daemon_facts() -> Facts:
     return status.status().daemon
 
 
-def format_lockspace(name: str, path: str, io_timeout: int) -> None:
+def format_lockspace(name: str, path: str, io_timeout: int, offset: int = 0, sector: int = lib.SECTOR) -> None:
     """
-    Make a file a lockspace in which nobody is, whatever was there. Raises StoreBroken, SanlockDown, SanlockFailed.
+    Make a file, or a place of a device, a lockspace in which nobody is, whatever was there. Raises StoreBroken,
+    SanlockDown, SanlockFailed.
     """
-    item = lib.lockspace(name, 0, path)
+    item = lib.lockspace(name, 0, path, offset, sector)
     code = lib.library().sanlock_write_lockspace(ctypes.byref(item), 0, 0, io_timeout)
     if code < 0:
         raise file_failure("format lockspace", code, path, name)
 
 
-def check_lockspace(name: str, path: str) -> None:
+def check_lockspace(name: str, path: str, offset: int = 0, sector: int = lib.SECTOR) -> None:
     """
-    That the file is the lockspace of this name.
+    That the lockspace of this name is there.
 
     Raises LeaseDamaged where it is none, or another, StoreBroken, SanlockDown, SanlockFailed.
     """
-    item, timeout = lib.lockspace(name, 1, path), ctypes.c_uint32()
+    item, timeout = lib.lockspace(name, 1, path, offset, sector), ctypes.c_uint32()
     code = _patiently(lambda: int(lib.library().sanlock_read_lockspace(ctypes.byref(item), 0, ctypes.byref(timeout))))
     if code < 0:
         raise file_failure("read lockspace", code, path, name)

@@ -48,19 +48,22 @@ class _Renewal(NamedTuple):
     raw: bytes
 
 
-def _path(store: Store) -> str:
-    return os.path.join(store.path, "lockspace")
-
-
 def _renewal(store: Store, host_id: int) -> _Renewal:
     """What is on disk, now: read past every cache. Raises StoreBroken, LeaseDamaged."""
-    path = _path(store)
-    offset = (host_id - 1) * lib.SECTOR
+    offset = (host_id - 1) * store.sector
     block = offset - offset % slots.BLOCK
+    return _record(store, _read(store, block), offset - block)
+
+
+def _read(store: Store, offset: int, length: int = slots.BLOCK) -> bytes:
     try:
-        raw = slots.read(path, block)[offset - block : offset - block + _RECORD_LEN]
+        return slots.read(store.lockspace_path, store.lockspace_offset + offset, length)
     except OSError as error:
-        raise _files.broken(path, error) from error
+        raise _files.broken(store.lockspace_path, error) from error
+
+
+def _record(store: Store, data: bytes, begin: int) -> _Renewal:
+    path, raw = store.lockspace_path, data[begin : begin + _RECORD_LEN]
     if len(raw) < _RECORD_LEN:
         raise LeaseDamaged(path, store.lockspace, -errno.EMSGSIZE)
     fields = slots.RECORD.unpack_from(raw)
@@ -90,6 +93,34 @@ def _see_nobody_alive(store: Store, host_id: int) -> None:
             raise HostIdTaken(host_id, store.path, now.owner, live=True)
 
 
+class Entry(NamedTuple):
+    """A host that is in the lockspace, or was when it died."""
+
+    host_id: int
+    generation: int
+    timestamp: int
+
+
+def entries(store: Store) -> Tuple[Entry, ...]:
+    """
+    Every host that has not left in order, by what is on disk: alive, dead, or just joining. Whether this host is a
+    member or not. Raises StoreBroken, LeaseDamaged.
+    """
+    data = _read(store, 0, lib.ALIGN)
+    found = []
+    for host_id in lib.host_ids(store.sector):
+        record = _record(store, data, (host_id - 1) * store.sector)
+        if record.timestamp != 0:
+            generation = slots.RECORD.unpack_from(record.raw)[7]
+            found.append(Entry(host_id, int(generation), record.timestamp))
+    return tuple(found)
+
+
+def surely_dead(io_timeout: int) -> int:
+    """Seconds without a renewal after which a host certainly has no lease: sanlock's calc_host_dead_seconds."""
+    return 8 * io_timeout + 60
+
+
 def _space(store: Store) -> Optional[Space]:
     for space in status.status().spaces:
         if space.name == store.lockspace:
@@ -106,7 +137,7 @@ def state(store: Store, host_id: int) -> str:
     space = _space(store)
     if space is None:
         return "out"
-    if (space.host_id, space.path) != (host_id, _path(store)):
+    if (space.host_id, space.path) != (host_id, store.lockspace_path):
         raise Misconfigured(
             "sanlock",
             f"it is in the lockspace {space.name} as host {space.host_id}, by {space.path}",
@@ -142,7 +173,7 @@ def join(store: Store, host_id: int, key: host.HostKey) -> None:
     if now == "leaving":
         raise NotJoined(store.lockspace, joining=False)
     if now == "out":
-        client.check_lockspace(store.lockspace, _path(store))
+        client.check_lockspace(store.lockspace, store.lockspace_path, store.lockspace_offset, store.sector)
         if not store.joined_before(host_id, key, boot):
             _see_nobody_alive(store, host_id)
         _add(store, host_id)
@@ -153,8 +184,12 @@ def join(store: Store, host_id: int, key: host.HostKey) -> None:
         store.record_join(host_id, key, boot)
 
 
+def _item(store: Store, host_id: int) -> lib.Lockspace:
+    return lib.lockspace(store.lockspace, host_id, store.lockspace_path, store.lockspace_offset, store.sector)
+
+
 def _add(store: Store, host_id: int) -> None:
-    item = lib.lockspace(store.lockspace, host_id, _path(store))
+    item = _item(store, host_id)
     code = lib.library().sanlock_add_lockspace_timeout(lib.reference(item), 0, store.io_timeout)
     if code >= 0 or code in (-errno.EEXIST, -errno.EINPROGRESS):
         return
@@ -164,7 +199,7 @@ def _add(store: Store, host_id: int) -> None:
         raise NotJoined(store.lockspace, joining=False)
     if code == lib.WD_ERROR:
         raise Misconfigured("sanlock", "it shall use the watchdog, and wdmd does not answer", "start wdmd")
-    raise client.file_failure("add lockspace", code, _path(store), store.lockspace)
+    raise client.file_failure("add lockspace", code, store.lockspace_path, store.lockspace)
 
 
 def _meet(store: Store, host_id: int) -> None:
@@ -191,7 +226,7 @@ def leave(store: Store, host_id: int) -> None:
     """
     if state(store, host_id) == "out":
         return
-    item = lib.lockspace(store.lockspace, host_id, _path(store))
+    item = _item(store, host_id)
     end = time.monotonic() + _RELEASES
     code = lib.library().sanlock_rem_lockspace(lib.reference(item), lib.REM_UNUSED)
     while code == -errno.EBUSY and time.monotonic() < end:

@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-The three leases of one identity, in one file:
+The three leases of one identity, side by side in one file or at one place of a device:
 
     lease    whoever may use the storage object has it
     ticket   whoever is on the way to it has it: a guest that migrates in, until it gets the lease itself
     drain    a host that may still have unwritten data of a dead guest in its page cache has it
 
-One file, so that whoever sees one of them sees all: over NFS a file that another host has just made can stay invisible
-for a while.
+Side by side, so that whoever sees one of them sees all: over NFS a file that another host has just made can stay
+invisible for a while.
 """
 
 import mmap
 import os
 import struct
 
-from vmguard._typing import Tuple
+from vmguard._typing import Optional, Tuple
 from vmguard.leases import Lease
 
 MiB = 1 << 20
@@ -32,7 +32,14 @@ BLOCK = 4096  # bytes that direct reading wants at once, on any disk
 
 def at(lease: Lease, slot: str) -> Lease:
     """The slot of a lease: "" itself, "t" its ticket, "d" its drain mark."""
-    return lease if not slot else Lease(lease.lockspace, f"{lease.name}.{slot}", lease.path, _OFFSETS[slot])
+    if not slot:
+        return lease
+    return lease._replace(name=f"{lease.name}.{slot}", offset=lease.offset + _OFFSETS[slot])
+
+
+def names(name: str) -> Tuple[str, str, str]:
+    """The names of all three, by that of the lease."""
+    return name, f"{name}.t", f"{name}.d"
 
 
 def ticket(lease: Lease) -> Lease:
@@ -50,14 +57,13 @@ def of(lease: Lease) -> Tuple[Lease, Lease, Lease]:
     return lease, ticket(lease), drain(lease)
 
 
-def read(path: str, offset: int) -> bytes:
-    """The block at an offset, past every cache. Raises OSError."""
+def read(path: str, offset: int, length: int = BLOCK) -> bytes:
+    """The block at an offset, or several, past every cache. Raises OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
     try:
         # direct reading wants an aligned buffer; an anonymous mapping is one
-        with mmap.mmap(-1, BLOCK) as memory:
-            length = os.preadv(fd, [memory], offset)
-            return memory[:length]
+        with mmap.mmap(-1, length) as memory:
+            return memory[: os.preadv(fd, [memory], offset)]
     finally:
         os.close(fd)
 
@@ -73,10 +79,16 @@ def surely_free(lease: Lease) -> bool:
         block = read(lease.path, lease.offset)
     except OSError:
         return False
+    found = record(block)
+    return found == (lease.lockspace, lease.name, 0)  # LEASE_FREE
+
+
+def record(block: bytes) -> Optional[Tuple[str, str, int]]:
+    """Lockspace, name and timestamp (0: free) of the lease that begins with these bytes; None if none does."""
     if len(block) < RECORD.size:
-        return False
+        return None
     fields = RECORD.unpack_from(block)
-    names = tuple(name.partition(b"\0")[0] for name in fields[9:11])
-    if fields[0] != _LEASE_MAGIC or names != (lease.lockspace.encode(), lease.name.encode()):
-        return False
-    return bool(fields[11] == 0)  # LEASE_FREE
+    if fields[0] != _LEASE_MAGIC:
+        return None
+    lockspace, name = (text.partition(b"\0")[0].decode("ascii", "replace") for text in fields[9:11])
+    return lockspace, name, fields[11]

@@ -53,6 +53,8 @@ class Space(NamedTuple):
     generation: int  # of this host in it; 0 while joining
     io_timeout: int  # seconds
     used_by_orphans: bool
+    renewed: int = 0  # when our entry in it was last renewed, by the daemon's clock (its setting monotime); seconds
+    renewal_result: int = 1  # of the last attempt: 1, or what went wrong
 
 
 class Status(NamedTuple):
@@ -168,6 +170,8 @@ def _space(record: _Record) -> Space:
         generation=int(say.get("host_generation", "0")),
         io_timeout=int(say["io_timeout"]),
         used_by_orphans=say.get("used_by_orphans", "0") != "0",
+        renewed=int(say.get("renewal_last_success", "0")),
+        renewal_result=int(say.get("renewal_last_result", "1")),
     )
 
 

@@ -1,35 +1,22 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-The store: a directory on storage that all hosts share.
+The store: what all hosts of a cluster share. Which hosts there are and live, the leases of each storage object, and who
+has them, in words.
 
-    vmguard.json             which cluster this is; there only once the lockspace is
-    setup.json               the same file, one step earlier: while it is there alone, a setup is under way or died
-    lockspace                sanlock's, 1 MiB: which hosts live
-    leases/<name>            sanlock's, 3 MiB: the leases of one identity (slots.py); <name> is a hash of the identity
-    leases/<name>.note       who has it exclusively, in words
-    leases/<name>.<id>.note  for whom the host <id> has it, shared or for itself
-    leases/<name>.t.note     who has the ticket; <name>.d.note: the drain mark
-    hosts/<id>.json          which machine is host <id>
-    */new.*                  files that are being made
-
-Lease files and the lockspace are never deleted and never made a second time: a lease made anew is free, whoever has
-it, and in a lockspace made anew every other host is dead.
+There are two kinds, a directory (_directory.py) and a block device (device/). Nobody else needs to know which it is:
+`Store.open` looks.
 """
 
-import errno
 import os
 import stat
-from contextlib import contextmanager
 
-from vmguard._light import re, sha256
-from vmguard._typing import Iterator, List, Optional, Tuple
-from vmguard.claims import Mode
-from vmguard.errors import BadRequest, LeaseDamaged, StoreBroken
-from vmguard.leases import Lease, Note, _cluster, _files, _notes, client, slots
-from vmguard.leases._cluster import Cluster
+from vmguard._light import sha256
+from vmguard._typing import Iterable, List, Optional, Tuple
+from vmguard.errors import BadRequest, LeaseDamaged, StoreBroken, StoreMoved
+from vmguard.leases import Lease, Note, _cluster, client, slots
+from vmguard.leases._cluster import Cluster, Elsewhere
 from vmguard.leases._hostids import HostIds
-
-_NAME = re.compile(r"[0-9a-f]{40}")
+from vmguard.leases._notes import HostRecord
 
 
 def lease_name(identity: str) -> str:
@@ -37,17 +24,40 @@ def lease_name(identity: str) -> str:
     return sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:40]
 
 
+def is_device(path: str) -> bool:
+    """Whether a store at this path is one on a block device. False where nothing can be seen there."""
+    try:
+        return stat.S_ISBLK(os.stat(path).st_mode)
+    except (OSError, ValueError):
+        return False
+
+
+def exists(path: str) -> bool:
+    """Whether a store has been made at this path, whether it is whole or damaged by now. Raises StoreBroken."""
+    if is_device(path):
+        from vmguard.leases.device import store as device
+
+        return device.exists(path)
+    return os.path.exists(os.path.join(path, "vmguard.json"))
+
+
 class Store(HostIds):
     """
     A store that is there and whole. Made by `open` or `create`.
 
-    path, cluster (32 hexadecimal digits), lockspace (its name), io_timeout (seconds), created (seconds since the epoch)
-    and by (a host's name) are facts; no method changes them.
+    path, cluster (32 hexadecimal digits), lockspace (its name), io_timeout (seconds), created (seconds since the epoch),
+    by (a host's name) and converted (when it took the place of another store; 0.0: never) are facts; no method changes
+    them. So is where the lockspace lies: lockspace_path, lockspace_offset, and the bytes of a sector there.
     """
 
-    def __init__(self, path: str, cluster: Cluster) -> None:
+    kind: str  # "directory" or "device"
+
+    def __init__(self, path: str, cluster: Cluster, lockspace_path: str, lockspace_offset: int) -> None:
         self.path = path
-        self.cluster, self.lockspace, self.io_timeout, self.created, self.by = cluster
+        self.facts = cluster
+        self.cluster, self.lockspace, self.io_timeout, self.created, self.by = cluster[:5]
+        self.converted, self.sector = cluster.converted, cluster.sector
+        self.lockspace_path, self.lockspace_offset = lockspace_path, lockspace_offset
 
     # -- the store itself ----------------------------------------------------------------------------------------------
 
@@ -56,29 +66,43 @@ class Store(HostIds):
         """
         The store at this path, which must be that of the cluster, if one is named.
 
-        Raises StoreBroken, which says why.
+        Raises StoreBroken, which says why: StoreMoved where another store has taken its place.
         """
+        found = cls.look(path)
+        if cluster is not None and found.cluster != cluster:
+            raise StoreBroken(path, f"it is the store of another cluster ({found.cluster}, not {cluster})")
+        see_in_use(path, found.facts)
+        return found
+
+    @classmethod
+    def look(cls, path: str) -> "Store":
+        """The store at this path, also one that is not in use, not yet or no longer. Raises StoreBroken."""
         why = _cluster.refusal(path)
         if why is not None:
             raise StoreBroken(path, why)
         path = os.path.normpath(path)
-        with _files.directory(path) as fd:
-            found = _cluster.read(fd, path, "vmguard.json")
-            if found is None:
-                begun = _files.read(fd, "setup.json", _notes.LIMIT) is not None
-                raise StoreBroken(path, "its setup has not finished" if begun else "no store is in it: not mounted?")
-            if cluster is not None and found.cluster != cluster:
-                raise StoreBroken(path, f"it is the store of another cluster ({found.cluster}, not {cluster})")
-            _cluster.see_lockspace(fd, path)
-        return cls(path, found)
+        if is_device(path):
+            from vmguard.leases.device.store import DeviceStore
+
+            return DeviceStore.at(path)
+        if path.startswith("/dev/"):
+            raise StoreBroken(
+                path,
+                "there is no such device: is the volume active?",
+                "make it active (`vgchange --lock-start VG`, `lvchange -asy VG/LV`), then run `vmguard join`",
+            )
+        from vmguard.leases._directory import DirectoryStore
+
+        return DirectoryStore.at(path)
 
     @classmethod
-    def create(cls, path: str, io_timeout: int) -> "Store":
+    def create(cls, path: str, io_timeout: int, instead_of: Optional[Elsewhere] = None) -> "Store":
         """
         The store at this path, made if there is none yet; a setup that died half way is finished.
 
-        The last directory of the path is made, too, if it is missing. Two that create at the same moment end in one
-        store, with the io_timeout (seconds) of one of them. Raises BadRequest for a path or time that cannot be,
+        A directory: the last one of the path is made, too, if it is missing. A block device: it must be empty. Two that
+        create at the same moment end in one store, with the io_timeout (seconds) of one of them. instead_of: the store
+        whose place it is to take; until then it cannot be opened. Raises BadRequest for a path or time that cannot be,
         StoreBroken, SanlockDown.
         """
         why = _cluster.refusal(path)
@@ -87,161 +111,129 @@ class Store(HostIds):
         if io_timeout not in _cluster.IO_TIMEOUTS:
             raise BadRequest(f"an io_timeout of {io_timeout} seconds", f"from 1 to {_cluster.IO_TIMEOUTS[-1]} seconds")
         path = os.path.normpath(path)
-        facts = client.daemon_facts()
-        owner = (os.geteuid(), facts.gid)
-        try:
-            os.mkdir(path, 0o750)
-            os.chown(path, *owner)
-        except FileExistsError:
-            pass
-        except OSError as error:
-            raise _files.broken(path, error) from error
-        with _files.directory(path) as fd:
-            if _cluster.read(fd, path, "vmguard.json") is None:
-                _cluster.set_up(fd, path, io_timeout, (facts.uid, facts.gid), owner)
-        return cls.open(path)
+        if is_device(path):
+            from vmguard.leases.device import making
 
-    @contextmanager
-    def _open(self, name: str) -> Iterator[int]:
+            making.make(path, io_timeout, instead_of)
+        else:
+            from vmguard.leases import _directory
+
+            _directory.make(path, io_timeout, instead_of)
+        return cls.look(path) if instead_of is not None else cls.open(path)
+
+    def mark_moved(self, to: Elsewhere) -> None:
         """
-        A directory of the store, after a look whether it still is this store: no file of ours may come to lie in a
-        mount point that has lost its filesystem.
+        Say for good that another store has taken the place of this one: nobody opens it any more. At once or not at all.
+
+        Raises StoreBroken.
         """
-        with _files.directory(self.path) as root:
-            found = _cluster.read(root, self.path, "vmguard.json")
-            if found is None:
-                raise StoreBroken(self.path, "no store is in it any more: not mounted?")
-            if found.cluster != self.cluster:
-                raise StoreBroken(self.path, f"it has become the store of another cluster, {found.cluster}")
-            with _files.directory(name, root, shown=os.path.join(self.path, name)) as fd:
-                yield fd
+        raise NotImplementedError
+
+    def mark_in_use(self, converted: float = 0.0) -> None:
+        """
+        Take a mark away again; converted: when this store took the place of another. At once or not at all. Raises
+        StoreBroken.
+        """
+        raise NotImplementedError
+
+    def carry(self, records: Iterable[HostRecord]) -> None:
+        """Enter hosts into a store that nobody uses yet, by the ids that they have elsewhere. Raises StoreBroken."""
+        for record in records:
+            self._rewrite(record._replace(boot=""))
+
+    def room(self) -> Optional[Tuple[int, int]]:
+        """How many storage objects have their leases in it, and how many could; None: as many as the disk has room for."""
+        return None
 
     # -- leases --------------------------------------------------------------------------------------------------------
 
-    def lease_path(self, name: str) -> str:
-        """Where the lease of this name is."""
-        return os.path.join(self.path, "leases", name)
-
     def lease(self, identity: str) -> Lease:
-        """The lease of an identity. Touches nothing."""
+        """
+        The lease of an identity, which has been made. Changes nothing. Raises StoreBroken where it has no place.
+        """
         return self.lease_of_name(lease_name(identity))
 
     def lease_of_name(self, name: str) -> Lease:
-        """The lease of this name, which may be that of a ticket or drain mark. Touches nothing."""
+        """The lease of this name, which may be that of a ticket or drain mark. Raises as `lease`."""
         bare, _, slot = name.partition(".")
-        return slots.at(Lease(self.lockspace, bare, self.lease_path(bare)), slot)
+        return slots.at(self._place(bare), slot)
 
     def slot(self, identity: str, slot: str) -> Lease:
-        """The "lease", "ticket" or "drain" mark of an identity. Touches nothing."""
+        """The "lease", "ticket" or "drain" mark of an identity. Raises as `lease`."""
         return slots.at(self.lease(identity), slots.SUFFIXES[slot].lstrip("."))
+
+    def _place(self, name: str) -> Lease:
+        raise NotImplementedError
 
     def has(self, identity: str) -> bool:
         """Whether there is a lease of this identity already. Raises StoreBroken."""
-        try:
-            os.stat(self.lease(identity).path)
-        except FileNotFoundError:
-            return False
-        except OSError as error:
-            raise _files.broken(self.path, error) from error
-        return True
+        raise NotImplementedError
 
     def ensure(self, identity: str) -> Lease:
         """
         The lease of an identity, made if it is not there yet.
 
-        Raises LeaseDamaged where the file is no whole lease file, StoreBroken, SanlockDown, SanlockFailed.
+        Raises LeaseDamaged where there is something else in its place, StoreBroken, NotJoined (on a block device it is
+        made by members alone), SanlockDown, SanlockFailed.
         """
-        lease = self.lease(identity)
-        try:
-            found = os.stat(lease.path)
-        except FileNotFoundError:
-            self._make(lease)
-            return lease
-        except OSError as error:
-            raise _files.broken(lease.path, error) from error
-        if not stat.S_ISREG(found.st_mode) or found.st_size < slots.FILE_BYTES:
-            raise LeaseDamaged(lease.path, identity, -errno.EMSGSIZE)
-        return lease
+        raise NotImplementedError
 
-    def _make(self, lease: Lease) -> None:
-        facts = client.daemon_facts()
-        with self._open("leases") as fd:
-            # Zeros, and synced: blocks that are there before sanlock writes past the page cache.
-            new = _files.make(fd, bytes(slots.FILE_BYTES), 0o660, (facts.uid, facts.gid))
-            try:
-                for slot in slots.of(lease):
-                    client.format_lease(slot._replace(path=self.lease_path(new)))
-                _files.place(fd, new, lease.name)  # False: somebody else was first, and theirs is as good
-            except BaseException:
-                _files.drop(fd, new)
-                raise
-
-    def _lease_names(self) -> List[str]:
-        with self._open("leases") as fd:
-            return sorted(entry for entry in os.listdir(fd) if _NAME.fullmatch(entry))
+    def lease_names(self) -> List[str]:
+        """The names of all leases there are. Raises StoreBroken."""
+        raise NotImplementedError
 
     def damaged(self) -> Tuple[str, ...]:
         """
-        The names of lease files that do not read as the leases of that name. Reads them all: a millisecond each.
+        The names of leases that do not read as the leases of that name. Reads them all: a millisecond each.
 
         Raises StoreBroken, SanlockDown, SanlockFailed.
         """
-        found = []
-        for name in self._lease_names():
-            if self._is_damaged(self.lease_of_name(name)):
-                found.append(name)
-        return tuple(found)
+        return tuple(name for name in self.lease_names() if self._is_damaged(name))
 
-    @staticmethod
-    def _is_damaged(lease: Lease) -> bool:
+    def _is_damaged(self, name: str) -> bool:
         try:
-            for slot in slots.of(lease):
+            for slot in slots.of(self._place(name)):
                 client.version(slot)
-            # The first sectors alone may be whole: sanlock reads no further to tell the version.
-            return os.stat(lease.path).st_size < slots.FILE_BYTES
+            return not self._whole(name)
         except LeaseDamaged:
             return True
-        except OSError as error:
-            raise _files.broken(lease.path, error) from error
+
+    def _whole(self, name: str) -> bool:
+        """Whether all is there that sanlock reads no further to tell the version."""
+        return True
 
     def reformat(self, name: str) -> None:
         """
-        Make a damaged lease file a free lease. The caller has proven that no host can be holding it.
+        Make a damaged lease a free one. The caller has proven that no host can be holding it.
 
         Its notes go first: versions start from 0 again, and an old note must not match. Raises BadRequest for a lease
         that is not damaged or not there, StoreBroken, SanlockDown, SanlockFailed.
         """
-        if name not in self._lease_names():
+        if name not in self.lease_names():
             raise BadRequest(f"the store has no lease {name}")
-        lease = self.lease_of_name(name)
-        if not self._is_damaged(lease):
+        if not self._is_damaged(name):
             raise BadRequest(f"the lease {name} is not damaged")
-        with self._open("leases") as fd:
-            for entry in os.listdir(fd):
-                if entry.startswith(name + ".") and entry.endswith(".note"):
-                    _files.drop(fd, entry)
-            os.fsync(fd)
-        for slot in slots.of(lease):
+        self._drop_notes(name)
+        for slot in slots.of(self._place(name)):
             client.format_lease(slot)
 
+    def _drop_notes(self, name: str) -> None:
+        raise NotImplementedError
+
+    def damage(self) -> Tuple[str, ...]:
+        """What is damaged of the store itself and can be made anew from the rest of it, in words. Raises StoreBroken."""
+        return ()
+
+    def mend(self) -> None:
+        """Make it anew. Raises StoreBroken, SanlockDown, SanlockFailed, NotJoined."""
+
     def leftovers(self) -> Tuple[str, ...]:
-        """Paths of files that were being made by a process that died: known for this host, after an hour for others."""
-        return tuple(os.path.join(self.path, *parts) for parts in self._abandoned())
+        """What a process left half made that died, and nobody needs. Raises StoreBroken, NotJoined, SanlockDown."""
+        raise NotImplementedError
 
     def clean(self) -> Tuple[str, ...]:
-        """Remove the leftovers; their paths. Raises StoreBroken."""
-        found = self._abandoned()
-        for folder, entry in found:
-            with self._open(folder) as fd:
-                _files.drop(fd, entry)
-        return tuple(os.path.normpath(os.path.join(self.path, *parts)) for parts in found)
-
-    def _abandoned(self) -> List[Tuple[str, str]]:
-        found = []
-        for folder in (".", "leases", "hosts"):
-            with self._open(folder) as fd:
-                found += [(folder, entry) for entry in _files.abandoned(fd)]
-        return found
+        """Remove the leftovers; what they were. Raises as `leftovers`, SanlockFailed."""
+        raise NotImplementedError
 
     # -- notes ---------------------------------------------------------------------------------------------------------
 
@@ -249,25 +241,15 @@ class Store(HostIds):
         """
         Put a note beside its lease: one for its exclusive holder, one per host else. Raises StoreBroken.
 
-        The disk is not waited for. A power cut may bring an older note back, or an empty file: its version is not the
-        lease's then, so it says nothing. But which saved states are used up is in the notes alone: those are on disk
-        when this returns.
+        The disk is not waited for. A power cut may bring an older note back, or none: its version is not the lease's
+        then, so it says nothing. But which saved states are used up is in the notes alone: those are on disk when this
+        returns.
         """
-        name = lease_name(note.identity) + slots.SUFFIXES[note.slot]
-        if note.slot == "lease" and note.mode != Mode.EXCLUSIVE.value:
-            name += f".{note.host_id}"
-        with _files.directory(os.path.join(self.path, "leases")) as fd:
-            sync = bool(note.restored)
-            new = _files.make(fd, _notes.encode_note(note), 0o640, sync=sync)
-            _files.replace(fd, new, name + ".note", sync)
+        raise NotImplementedError
 
     def note(self, identity: str, slot: str = "lease") -> Optional[Note]:
         """The note of the exclusive holder of a slot, true only where the lease agrees. Raises StoreBroken."""
-        name = lease_name(identity)
-        with _files.directory(os.path.join(self.path, "leases")) as fd:
-            data = _files.read(fd, f"{name}{slots.SUFFIXES[slot]}.note", _notes.LIMIT)
-        note = _notes.decode_note(data) if data is not None else None
-        return note if note is not None and (note.identity, note.slot) == (identity, slot) else None
+        raise NotImplementedError
 
     def notes(self, identity: str) -> Tuple[Note, ...]:
         """What the notes beside a lease say: true only where the lease agrees. Raises StoreBroken."""
@@ -275,18 +257,11 @@ class Store(HostIds):
 
     def notes_of_name(self, name: str) -> Tuple[Note, ...]:
         """The same for the name of a lease."""
-        found = []
-        with _files.directory(os.path.join(self.path, "leases")) as fd:
-            for entry in (f"{name}.note", *(f"{name}.{host_id}.note" for host_id in self._host_ids())):
-                data = _files.read(fd, entry, _notes.LIMIT)
-                note = _notes.decode_note(data) if data is not None else None
-                if note is not None and lease_name(note.identity) == name:
-                    found.append(note)
-        return tuple(found)
+        raise NotImplementedError
 
     def noted(self) -> Tuple[str, ...]:
         """Every identity that a readable note speaks of. Raises StoreBroken."""
-        found = (self.identity_of(name) for name in self._lease_names())
+        found = (self.identity_of(name) for name in self.lease_names())
         return tuple(identity for identity in found if identity is not None)
 
     def identity_of(self, name: str) -> Optional[str]:
@@ -300,3 +275,16 @@ class Store(HostIds):
         except StoreBroken:
             return None
         return notes[0].identity if notes else None
+
+
+def see_in_use(path: str, found: Cluster) -> None:
+    """Raises StoreMoved where another store has taken its place, StoreBroken where it has not taken another's yet."""
+    if found.moved is not None:
+        raise StoreMoved(path, found.moved.path)
+    if found.instead_of is not None:
+        old = found.instead_of.path
+        raise StoreBroken(
+            path,
+            f"it is to take the place of {old}, and the conversion has not finished",
+            f"run `vmguard store convert {path}` on a host that is set up for {old}",
+        )

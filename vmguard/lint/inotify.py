@@ -28,6 +28,10 @@ class Folders:
     def close(self) -> None:
         os.close(self._fd)
 
+    def fileno(self) -> int:
+        """For those who wait for several things."""
+        return self._fd
+
     def changes(self, timeout: Optional[float] = None) -> Iterator[Tuple[str, bool]]:
         """
         (path, whether it is there) of each file that changed, waiting for the first.
@@ -52,3 +56,54 @@ class Folders:
             code = ctypes.get_errno()
             raise OSError(code, os.strerror(code), about)
         return answer
+
+
+_OPEN, _CLOSE_WRITTEN, _IGNORED = 0x020, 0x008, 0x8000
+
+
+class Files:
+    """Watches files and device nodes: who opens one is not told, only that somebody does."""
+
+    def __init__(self) -> None:
+        """Raises OSError."""
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        self._fd = Folders._call(self._libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK), "inotify")
+        self._numbers: Dict[str, int] = {}
+        self._paths: Dict[int, str] = {}
+
+    def fileno(self) -> int:
+        """For those who wait for several things."""
+        return self._fd
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    def watch(self, paths: Iterable[str]) -> None:
+        """Watch these and no others. What is not there is not watched."""
+        wanted = set(paths)
+        for path in set(self._numbers) - wanted:
+            number = self._numbers.pop(path)
+            self._paths.pop(number, None)
+            self._libc.inotify_rm_watch(self._fd, number)
+        for path in wanted - set(self._numbers):
+            number = self._libc.inotify_add_watch(self._fd, os.fsencode(path), _OPEN | _CLOSE_WRITTEN)
+            if number >= 0:
+                self._numbers[path], self._paths[number] = number, path
+
+    def changes(self) -> Iterator[Tuple[str, bool]]:
+        """(path, whether it was written: else it was opened) of what has happened. A path "": some got lost."""
+        try:
+            data = os.read(self._fd, 65536)
+        except BlockingIOError:
+            return
+        while data:
+            number, mask, _, length = _EVENT.unpack_from(data)
+            data = data[_EVENT.size + length :]
+            path = self._paths.get(number)
+            if mask & _OVERFLOW:
+                yield "", False
+            elif mask & _IGNORED and path is not None:
+                self._numbers.pop(path, None)
+                self._paths.pop(number, None)
+            elif path is not None:
+                yield path, bool(mask & _CLOSE_WRITTEN)

@@ -10,7 +10,7 @@ import subprocess
 import time
 from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
 
-from vmguard import host
+from vmguard import host, paths
 from vmguard.errors import Misconfigured
 from vmguard.setup import others
 
@@ -133,6 +133,18 @@ def libvirt_version() -> Optional[Tuple[int, ...]]:
     return None
 
 
+# Seconds. The agent touches its file every other one.
+_AGENT_SILENT = 15.0
+
+
+def agent_watches() -> bool:
+    """Whether vmguardd is at work."""
+    try:
+        return time.time() - os.stat(os.path.join(paths.RUN, "watching.json")).st_mtime < _AGENT_SILENT
+    except OSError:
+        return False
+
+
 def systemd_runs() -> bool:
     """Whether systemd is this host's init."""
     return os.path.isdir(others.SYSTEMD)
@@ -158,6 +170,11 @@ def enable_unit(unit: str) -> None:
 def disable_unit(unit: str) -> None:
     """No longer start a unit at boot. Raises Misconfigured."""
     _systemctl("disable", unit)
+
+
+def stop_unit(unit: str) -> None:
+    """Stop a unit, and do not start it at boot any more. Raises Misconfigured."""
+    _systemctl("disable", "--now", unit)
 
 
 def _systemctl(*arguments: str) -> None:

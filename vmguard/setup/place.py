@@ -5,7 +5,10 @@ import os
 import re
 from typing import List, NamedTuple, Optional
 
+from vmguard.domain import HostPath
 from vmguard.errors import BadRequest
+from vmguard.storage import resolve
+from vmguard.storage.facts import LiveFacts
 
 # Filesystems that several hosts have mounted at once. A local one on a shared disk is not among them: two hosts that
 # mount it destroy it.
@@ -65,6 +68,40 @@ def seen_by_others(mount: Optional[Mount]) -> bool:
     return mount.kind in SHARED
 
 
+class Device(NamedTuple):
+    """A block device that a store would lie on."""
+
+    path: str
+    what: str  # in words: "the logical volume vg/leases, 1024 MiB"
+    others_see_it: bool
+    used: str  # why it must not hold leases, as a clause; "": nothing is against it
+    remark: str
+
+
+# Names that the kernel gives in the order in which it finds devices.
+_PASSING = re.compile(r"/dev/(dm-\d+|sd[a-z]+\d*|nvme\d+n\d+(p\d+)?|vd[a-z]+\d*|loop\d+)")
+
+
+def device(path: str) -> Device:
+    """What a block device is, and whether other hosts see it. Raises Unresolvable."""
+    (storage,) = resolve(HostPath(path), LiveFacts())
+    size = f"{(storage.size or 0) >> 20} MiB"
+    remark = ""
+    if _PASSING.fullmatch(path):
+        remark = (
+            f"{path} may be another device after a restart, and is then refused. Better give it a name that stays:"
+            " /dev/VG/LV, or one below /dev/disk/by-id."
+        )
+    used = f"it is {storage.used_by_host}" if storage.used_by_host else storage.not_writable or ""
+    return Device(path, f"{storage.kind}, {size}", storage.others_see_it, used, remark)
+
+
+def see_unused(one: Device) -> None:
+    """Raises BadRequest where a device must not become a store."""
+    if one.used:
+        raise BadRequest(f"{one.path} cannot hold leases: {one.used}", "name another device")
+
+
 def look(path: str, mountinfo: str = "/proc/self/mountinfo", fstab: str = "/etc/fstab") -> Optional[Mount]:
     """
     The mount that a store at `path` would lie on.
@@ -88,6 +125,11 @@ def look(path: str, mountinfo: str = "/proc/self/mountinfo", fstab: str = "/etc/
                 f"mount it first: `mount {point}`",
             )
     mount = mount_of(real, mounted)
+    if real.startswith("/dev/"):
+        raise BadRequest(
+            f"there is no block device {path}",
+            "if it is a volume, make it active first: `vgchange --lock-start VG`, `lvchange -asy VG/LV`",
+        )
     if mount is not None and mount.kind in IN_MEMORY:
         raise BadRequest(
             f"{path} lies in memory ({mount.kind} on {mount.point}) and is gone after a restart",

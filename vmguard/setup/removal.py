@@ -10,7 +10,7 @@ from vmguard import config, membership
 from vmguard.errors import BadRequest, CannotTell, Misconfigured
 from vmguard.setup import daemons, libvirtside, record
 from vmguard.setup.plan import Change, Plan, contents, remove
-from vmguard.setup.steps import JOIN_UNIT
+from vmguard.setup.steps import AGENT_UNIT, JOIN_UNIT
 
 
 def plan(restart: bool, keep_guests: bool = False) -> Plan:
@@ -21,6 +21,10 @@ def plan(restart: bool, keep_guests: bool = False) -> Plan:
     """
     made = Plan([], [], [])
     recorded = config.recorded_host()
+    if daemons.systemd_runs() and (daemons.unit_is("enabled", AGENT_UNIT) or daemons.unit_is("active", AGENT_UNIT)):
+        made.changes.append(
+            Change("watch over running guests", AGENT_UNIT, "runs", "stopped", lambda: daemons.stop_unit(AGENT_UNIT))
+        )
     if recorded is not None:
         member = Change("membership", recorded.store, "member", "left", lambda: _leave(made, keep_guests))
         made.changes.append(member)

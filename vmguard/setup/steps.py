@@ -12,15 +12,16 @@ from typing import Callable, NamedTuple, Optional
 
 from vmguard import config, host, membership, paths
 from vmguard.config import Config, Guarding, WithoutWatchdog
-from vmguard.errors import BadRequest, Misconfigured, SanlockDown
+from vmguard.errors import BadRequest, CannotTell, Misconfigured, SanlockDown, StoreMoved
 from vmguard.leases import lockspace, status
-from vmguard.leases.store import Store
+from vmguard.leases.store import Store, exists, is_device
 from vmguard.setup import adoption, daemons, libvirtside, others, place, record
 from vmguard.setup.libvirtconf import sanlock_add, sanlock_get
 from vmguard.setup.plan import Change, Plan, contents, replace
 from vmguard.setup.record import Identity
 
 JOIN_UNIT = "vmguard-join.service"
+AGENT_UNIT = "vmguardd.service"
 
 
 class Wishes(NamedTuple):
@@ -45,7 +46,8 @@ class _Steps:
         self.recorded = config.recorded_host()
         self.now = self._known()
         self.path = self._store_path()
-        self.mount = place.look(self.path, others.MOUNTINFO, others.FSTAB)
+        self.device = place.device(self.path) if is_device(self.path) else None
+        self.mount = None if self.device else place.look(self.path, others.MOUNTINFO, others.FSTAB)
         self.same_store = self.now.store == self.path
         self.store = self._existing_store()
         self.host_id: Optional[int] = self._own_host_id()
@@ -72,21 +74,30 @@ class _Steps:
         if not config.store_path_fits(path):
             raise BadRequest(
                 f"sanlock cannot keep leases below {ascii(path)}",
-                "name a directory whose path is ASCII without blanks, colons and backslashes",
+                "name a directory or device whose path is ASCII without blanks, colons and backslashes",
             )
         return path
 
     def _existing_store(self) -> Optional[Store]:
-        if not os.path.exists(os.path.join(self.path, "vmguard.json")):
+        if not exists(self.path):
             if self.same_store and self.now.cluster is not None:
                 # Never make a new one in its place: other hosts may hold leases in the old one.
                 raise Misconfigured(
                     self.path,
                     f"this host belongs to the store with the id {self.now.cluster}, and there is none",
-                    "mount its filesystem; if the store is lost for good: `vmguard setup --remove` on every host first",
+                    "mount its filesystem, or name the right device; if the store is lost for good:"
+                    " `vmguard setup --remove` on every host first",
                 )
             return None
         return Store.open(self.path, self.now.cluster if self.same_store else None)
+
+    def _others_see_it(self) -> bool:
+        return self.device.others_see_it if self.device else place.seen_by_others(self.mount)
+
+    def _lies_on(self) -> str:
+        if self.device:
+            return f"a block device ({self.device.what})"
+        return f"{self.mount.kind}, mounted on {self.mount.point}" if self.mount else "an unknown filesystem"
 
     def _own_host_id(self) -> Optional[int]:
         if self.store is None or not self.same_store:
@@ -104,7 +115,7 @@ class _Steps:
         wishes, now = self.wishes, self.now
         shared = wishes.shared
         if shared is None:
-            shared = now.shared if self.same_store else place.seen_by_others(self.mount)
+            shared = now.shared if self.same_store else self._others_see_it()
         accept = wishes.accept_no_watchdog
         watchdog = now.without_watchdog
         if accept is not None:
@@ -176,26 +187,30 @@ class _Steps:
 
     def the_store(self) -> None:
         wanted = self.wanted()
-        kind = f"{self.mount.kind}, mounted on {self.mount.point}" if self.mount else "an unknown filesystem"
+        kind = self._lies_on()
         others_see = "other hosts see it" if wanted.shared else "this host alone sees it"
         if self.store is None:
             after = f"new, on {kind}; {others_see}; io_timeout {wanted.io_timeout} s"
             self.add("the store of leases", self.path, None, after, self._make_store)
         elif not self.same_store:
             self.plan.remarks.append(f"A store is there already, made by {self.store.by or 'an unknown host'}.")
-        if wanted.shared and not place.seen_by_others(self.mount):
+        if wanted.shared and not self._others_see_it():
+            why = "Other hosts do not reach that" if self.device else "Several hosts cannot have that mounted at once"
             self.plan.remarks.append(
-                f"{self.path} is on {kind}. Several hosts cannot have that mounted at once as far as vmguard knows; it"
-                " takes your word that other hosts see it."
+                f"{self.path} is on {kind}. {why} as far as vmguard knows; it takes your word that other hosts see it."
             )
+        if self.device and self.device.remark:
+            self.plan.remarks.append(self.device.remark)
         if not wanted.shared and not wanted.single_host:
             self.plan.remarks.append(
                 f"The store is on {kind}: this host alone sees it. It guards this host against itself. Disks that other"
-                " hosts can reach too are refused; for a cluster, give --store a directory that all hosts share, or"
+                " hosts can reach too are refused; for a cluster, give --store a directory or volume that all hosts share, or"
                 " --single-host if there are no others."
             )
 
     def _make_store(self) -> None:
+        if self.device:
+            place.see_unused(self.device)
         if os.path.dirname(self.path) == paths.STATE:
             os.makedirs(paths.STATE, mode=0o755, exist_ok=True)
         self.store = Store.create(self.path, self.io_timeout())
@@ -206,6 +221,8 @@ class _Steps:
             after = f"host id {number}" if number else "the first host id that is free"
             self.add("this host's place in the store", self.path, None, after, lambda: self._claim(number))
         moved = self.now.store is not None and not self.same_store
+        if moved:
+            self._see_nobody_is_left_behind()
         renumbered = self.same_store and self.now.host_id is not None and self.host_id is None
         if (moved or renumbered) and self.now.cluster is not None:
             what = f"the store {self.now.store}" if moved else f"host id {self.now.host_id}"
@@ -218,12 +235,33 @@ class _Steps:
                 lambda: _ignore(membership.join_host()),
             )  # fmt: skip
 
+    def _see_nobody_is_left_behind(self) -> None:
+        """
+        Raises BadRequest where other hosts belong to the store that this one has now: hosts with two stores do not see
+        each other's guests.
+        """
+        assert self.now.store is not None
+        try:
+            others = [one for one in Store.open(self.now.store, self.now.cluster).hosts_known()]
+        except CannotTell:
+            return  # it moved, or is lost
+        names = ", ".join(one.host or "?" for one in others if one.machine != host.key().machine)
+        if names:
+            raise BadRequest(
+                f"this host belongs to the store {self.now.store}, as do others: {names}",
+                f"to move all of them: `vmguard store convert {self.path}`; to take this host out: `vmguard setup"
+                " --remove` first",
+            )
+
     def _claim(self, number: Optional[int]) -> None:
         assert self.store is not None
         self.host_id = self.store.claim_host_id(number, host.key())
 
     def _leave(self, renumbered: bool) -> None:
-        membership.leave_host()
+        try:
+            membership.leave_host()
+        except StoreMoved:
+            return  # whoever moved it saw to it that nobody was in it
         if renumbered and self.now.host_id is not None and self.store is not None:
             self.store.release_host_id(self.now.host_id, host.key())
 
@@ -254,12 +292,16 @@ class _Steps:
     def boot(self) -> None:
         if not daemons.systemd_runs():
             self.plan.left.append(
-                "Have `vmguard join` run at boot, after sanlock and before libvirt: there is no systemd here to do it."
+                "Have `vmguard join` run at boot, after sanlock and before libvirt, and `vmguardd` for as long as guests do:"
+                " there is no systemd here to do it."
             )
-        elif not daemons.unit_is("enabled", JOIN_UNIT):
+            return
+        if not daemons.unit_is("enabled", JOIN_UNIT):
             self.add(
                 "join at boot", JOIN_UNIT, "not enabled", "enabled", lambda: daemons.enable_unit(JOIN_UNIT)
             )
+        if not (daemons.unit_is("enabled", AGENT_UNIT) and daemons.unit_is("active", AGENT_UNIT)):
+            self.add("watch over running guests", AGENT_UNIT, "does not run", "runs", _start_agent)
 
 
 def plan(wishes: Wishes) -> Plan:
@@ -301,6 +343,12 @@ def _sanlock_answers() -> bool:
     except SanlockDown:
         return False
     return True
+
+
+def _start_agent() -> None:
+    """After host.json is there: its unit asks for that."""
+    daemons.enable_unit(AGENT_UNIT)
+    daemons.start_unit(AGENT_UNIT)
 
 
 def _ignore(_: object) -> None:

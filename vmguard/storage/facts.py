@@ -3,7 +3,7 @@
 The one door through which facts of a host come in.
 
 Everything that `storage` knows of a host it asks through `Facts`: five questions, each answered or refused with an
-OSError. `LiveFacts` answers for this host, `recorded.RecordedFacts` for one that was written down.
+OSError, and where its leases are. `LiveFacts` answers for this host, `recorded.RecordedFacts` for one that was written down.
 """
 
 import errno
@@ -47,9 +47,21 @@ class Facts(Protocol):
     def ioctl(self, path: str, request: int, argument: bytes) -> bytes:
         """What a reading ioctl on a file, directory or block device makes of `argument`."""
 
+    def lease_store(self) -> str:
+        """Where vmguard keeps the leases of this host; "": nowhere, or that is not known. Never raises."""
+
 
 class LiveFacts:
     """The facts of this host."""
+
+    def lease_store(self) -> str:
+        from vmguard import config
+        from vmguard.errors import Misconfigured
+
+        try:
+            return config.load().store or ""
+        except Misconfigured:
+            return ""
 
     def stat(self, path: str) -> Stat:
         fd = _hold(path)

@@ -9,6 +9,7 @@ what it will not say is Unresolvable, never silently "no".
 import errno
 import os
 import posixpath
+import stat
 
 from vmguard._light import re, sha256
 from vmguard._typing import TYPE_CHECKING, Callable, Dict, List, NamedTuple, Optional, Tuple, TypeVar
@@ -54,6 +55,8 @@ class Host:
         self._names: Dict[str, Tuple[str, ...]] = {}
         self._mounts: Optional[Tuple[Mount, ...]] = None
         self._machine: Optional[str] = None
+        self._leases: Tuple[Devno, ...] = ()
+        self._leases_known = False
 
     @classmethod
     def of(cls, facts: Facts) -> "Host":
@@ -112,6 +115,15 @@ class Host:
         text = self.text(sys + "/dev") or ""
         found = re.fullmatch(r"(\d+):(\d+)", text)
         return (int(found.group(1)), int(found.group(2))) if found else None
+
+    def has_leases(self, device: Devno) -> bool:
+        """Whether a block device is the store of this host's own leases. Raises Unresolvable."""
+        if not self._leases_known:
+            path = self.facts.lease_store()
+            found = self.lookup(path) if path.startswith("/") else None
+            self._leases = (found.rdev,) if found is not None and stat.S_ISBLK(found.mode) else ()
+            self._leases_known = True
+        return device in self._leases
 
     def udev(self, device: Devno) -> Dict[str, str]:
         """What udev knows of a block device: its properties."""

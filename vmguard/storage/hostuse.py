@@ -66,6 +66,8 @@ def _alone(host: Host, sys: str, device: Devno) -> Optional[str]:
         # an overlay or bind mount shows the number of what it is made from; any of them will do
         if mount.device == device:
             return f"mounted on {mount.point}"
+    if host.has_leases(device):
+        return "where vmguard has the leases of this host"
     name = sys.rpartition("/")[2]
     for type_ in _MOUNTED:
         if host.names(f"/sys/fs/{type_}/{name}"):

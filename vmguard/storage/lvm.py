@@ -142,7 +142,20 @@ def _names(name: str) -> Tuple[str, str]:
 
 
 def _lock_type(host: Host, map_: _Map) -> Optional[str]:
-    """The lock type of a shared volume group, from LVM's own copy of its metadata."""
+    """
+    The lock type of a volume group that hosts share.
+
+    From the lock manager at work, and from LVM's own copy of the metadata: that one lies only where a command has changed the
+    group, and of lockspaces there is one wherever a volume of the group can be active.
+    """
+    group = map_.vg_name.replace("-", "--")
+    lock = host.lookup(f"/dev/mapper/{group}-lvmlock")
+    if lock:
+        seen = _map(host, f"/sys/dev/block/{lock.rdev[0]}:{lock.rdev[1]}")
+        if seen and seen.vg == map_.vg:
+            return "sanlock"
+    if host.names(f"/sys/kernel/dlm/lvm_{map_.vg_name}"):
+        return "dlm"
     text = host.text(f"{_BACKUP}/{map_.vg_name}") or ""
     if f'id = "{map_.vg}"' not in text:
         return None

@@ -23,6 +23,9 @@ class OneLook:
         self.host = Host(self)
         self.host.kept = {}
 
+    def lease_store(self) -> str:
+        return self.facts.lease_store()
+
     def stat(self, path: str) -> Stat:
         return self.facts.stat(path)
 

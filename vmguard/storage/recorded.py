@@ -56,6 +56,9 @@ class RecordedFacts:
         with open(path, encoding="utf-8") as file:
             return cls(json.load(file))
 
+    def lease_store(self) -> str:
+        return ""
+
     def stat(self, path: str) -> Stat:
         for name in (path, self.realpath(path)) if path not in self._stat else (path,):
             if name in self._stat:

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+What vmguardd costs with hundreds of guests: memory, and processor time while nothing happens.
+
+500 real QEMUs do not fit on a small machine. These are processes with QEMU's arguments and as many open files, which do
+nothing; to the agent they are guests past the guard, so their leases are real.
+"""
+
+import os
+import time
+from typing import Callable, Dict, List, Tuple
+
+from agents import watched
+from conftest import Images
+from hosts import Host, command, eventually
+
+GUESTS = int(os.environ.get("VMGUARD_RIG_AGENT_GUESTS", "500"))
+IDLE = 30.0  # seconds that are measured
+TICK = os.sysconf("SC_CLK_TCK")
+
+# Its arguments are QEMU's; what it opens comes in by the environment.
+SOURCE = """
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+int main(void) {
+    if (open(getenv("DISK"), O_RDWR) < 0) return 1;
+    for (int i = 0; i < 30; i++) open("/dev/null", O_RDWR);
+    for (;;) pause();
+}
+"""
+
+
+def fakes(host: Host, images: Images, count: int) -> None:
+    source, program = images.path("fake.c"), images.path("qemu-system-fake")
+    with open(source, "w", encoding="ascii") as file:
+        file.write(SOURCE)
+    command("gcc", "-O", "-o", program, source)
+    for number in range(count):
+        images.raw(f"disk{number}.img", size=4096)
+    one = f'DISK={images.folder}/disk$n.img {program} -name guest=fake$n -uuid $(printf "00000000-0000-4000-8000-%012d" $n)'
+    host.shell(f"n=0; while [ $n -lt {count} ]; do {one} </dev/null >/dev/null 2>&1 & n=$((n+1)); done")
+
+
+def times(host: Host, pid: int) -> float:
+    """Seconds of processor time that a process and its children have had."""
+    fields = host.read(f"/proc/{pid}/stat").rpartition(") ")[2].split()
+    return sum(map(int, fields[11:15])) / TICK
+
+
+def memory(host: Host, pid: int) -> Dict[str, int]:
+    """KiB."""
+    lines = host.read(f"/proc/{pid}/smaps_rollup").splitlines()
+    return {line.split(":")[0]: int(line.split()[1]) for line in lines if line.endswith(" kB")}
+
+
+def test_what_it_costs(node1: Host, images: Images, record_property: Callable[[str, object], None]) -> None:
+    fakes(node1, images, GUESTS)
+    try:
+        with watched(node1) as (agent,):
+            began = time.monotonic()
+            adopted = eventually(lambda: len(agent.events("adopted")) >= GUESTS, "all are adopted", within=300, every=0.5)
+            assert adopted
+            took = time.monotonic() - began
+            pid = agent.pid()
+            assert pid is not None
+            settle(node1, pid)
+            before = times(node1, pid)
+            time.sleep(IDLE)
+            spent = (times(node1, pid) - before) / IDLE * 100
+            size = memory(node1, pid)
+            print(
+                f"LOAD {GUESTS} guests: adopted in {took:.1f} s; idle {spent:.2f} % of a processor;"
+                f" {size['Rss'] / 1024:.1f} MiB resident, {size['Pss'] / 1024:.1f} MiB its share"
+            )
+            record_property("idle", spent)
+            assert spent < 1.0
+            assert size["Rss"] < 42 * 1024
+    finally:
+        for number, words in list(node1.processes()):
+            if "qemu-system-fake" in words[0]:
+                node1.run("/bin/kill", "-KILL", str(number), check=False)
+        node1.vmguard("gc", check=False, within=300)
+
+
+def settle(host: Host, pid: int) -> None:
+    """Wait until it does nothing any more."""
+    last: List[Tuple[float, float]] = [(0.0, -1.0)]
+
+    def calm() -> bool:
+        now = times(host, pid)
+        changed = now - last[0][1] > 0.05
+        last[0] = (time.monotonic(), now)
+        return not changed
+
+    eventually(calm, "it is calm", within=60, every=2.0)

@@ -1,0 +1,349 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The parts of vmguardd that need no host: who runs, what wakes it, what is a conflict, how children end."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any, Dict, Iterator, List
+
+import pytest
+
+from vmguard import deadline, host, instance, libvirtstate, paths
+from vmguard.agent import acting, defining, guests, looking, work
+from vmguard.agent.defining import Wrong
+from vmguard.claims import GUESTS_SHARE_IT, LIES_UNDER, Claim, Mode
+from vmguard.errors import CannotTell, Holder, InUse, SanlockDown
+from vmguard.host import Process, Qemu
+from vmguard.instance import Instance, Want
+from vmguard.openfiles import Finding, Findings, Opened, Verdict
+from vmguard.storage import Storage
+
+# Other guests may run on this machine.
+NAME = f"unit-{os.getpid()}"
+UUID = "11111111-2222-3333-4444-555555555555"
+
+
+# -- who runs ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def qemu(tmp_path: Path) -> Iterator["subprocess.Popen[bytes]"]:
+    """A process with QEMU's arguments and some files open."""
+    (tmp_path / "disk").write_bytes(b"x")
+    words = ["qemu-system-x86_64", "-c", "while read l; do eval $l; done", "-name", f"guest={NAME}", "-uuid", UUID]
+    with open(tmp_path / "disk", "rb") as disk:
+        process = subprocess.Popen(words, executable="/bin/bash", stdin=subprocess.PIPE, pass_fds=[disk.fileno()])
+    yield process
+    process.kill()
+    process.wait()
+
+
+def said(process: "subprocess.Popen[bytes]", command: str, done: Any) -> None:
+    assert process.stdin is not None
+    process.stdin.write(command.encode() + b"\n")
+    process.stdin.flush()
+    end = time.monotonic() + 10
+    while not done() and time.monotonic() < end:
+        time.sleep(0.01)
+    assert done()
+
+
+def test_a_guest_comes_changes_and_goes(qemu: "subprocess.Popen[bytes]", tmp_path: Path) -> None:
+    all_ = guests.Guests()
+    while not all_.of_name(NAME):  # between fork and exec it is no QEMU yet: it is looked at again
+        all_.scan()
+    (guest,) = all_.of_name(NAME)
+    assert guest.qemu.uuid == UUID and guest.due is not None, "it is looked at, to begin with"
+    guest.due = None
+    guest.remember()
+    all_.look()
+    assert guest.due is None, "nothing has changed"
+    folder = f"/proc/{qemu.pid}/fd"
+    said(qemu, f"exec 9<{tmp_path}/disk", lambda: os.path.exists(folder + "/9"))
+    assert guest.changed(closely=True) and guest.changed(closely=False) == all_._counts
+    all_.look()
+    assert guest.due is not None or not all_._counts
+    guest.remember()
+    (tmp_path / "other").write_bytes(b"y")
+    said(qemu, f"exec 9<{tmp_path}/other", lambda: os.readlink(folder + "/9").endswith("other"))
+    assert not guest.changed(closely=False) and guest.changed(closely=True), "as many, but others"
+    qemu.kill()
+    qemu.wait()
+    assert guest in all_.scan() and not all_.of_name(NAME)
+
+
+def test_each_ones_turn_comes(qemu: "subprocess.Popen[bytes]", tmp_path: Path) -> None:
+    """As many open files as before, but others: noticed within a round of looks."""
+    all_ = guests.Guests()
+    while not all_.of_name(NAME):
+        all_.scan()
+    (guest,) = all_.of_name(NAME)
+    said(qemu, f"exec 9<{tmp_path}/disk", lambda: os.path.exists(f"/proc/{qemu.pid}/fd/9"))
+    guest.due = None
+    guest.remember()
+    (tmp_path / "other").write_bytes(b"y")
+    said(qemu, f"exec 9<{tmp_path}/other", lambda: os.readlink(f"/proc/{qemu.pid}/fd/9").endswith("other"))
+    for _ in range(guests._ROUND):
+        all_.look()
+    assert guest.due is not None
+
+
+# -- children ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_child_tells_and_ends() -> None:
+    heard: List[Dict[str, Any]] = []
+
+    def tell() -> None:
+        deadline.tell({"seen": 1})
+        deadline.tell({"seen": 2})
+
+    ended = asyncio.run(work.child(tell, 10, heard.append))
+    assert ended.whole and [one["seen"] for one in heard] == [1, 2]
+
+
+def test_a_child_that_hangs_is_killed_and_what_it_told_counts() -> None:
+    heard: List[Dict[str, Any]] = []
+
+    def hang() -> None:
+        deadline.tell({"pid": os.getpid()})
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        time.sleep(600)
+
+    began = time.monotonic()
+    ended = asyncio.run(work.child(hang, 0.3, heard.append))
+    assert not ended.whole and time.monotonic() - began < 5
+    while host.process(heard[0]["pid"]) is not None and time.monotonic() - began < 10:
+        work.reap()
+    assert host.process(heard[0]["pid"]) is None
+
+
+def test_an_error_in_a_child_comes_back_as_text() -> None:
+    def fail() -> None:
+        raise ValueError("nobody meant it")
+
+    ended = asyncio.run(work.child(fail, 10, lambda _: None))
+    assert not ended.whole and "nobody meant it" in ended.text
+
+
+def test_the_loop_goes_on_while_a_child_works() -> None:
+    async def both() -> int:
+        turns = 0
+
+        async def count() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0.01)
+
+        task = asyncio.ensure_future(count())
+        await work.child(lambda: time.sleep(0.5), 10, lambda _: None)
+        task.cancel()
+        return turns
+
+    assert asyncio.run(both()) > 10
+
+
+def test_programs() -> None:
+    done = asyncio.run(work.program(["/bin/sh", "-c", "cat; echo to err >&2; exit 3"], "in", 10))
+    assert done.whole and done.status == 3 and done.text == "into err\n"
+    began = time.monotonic()
+    late = asyncio.run(work.program(["/bin/sh", "-c", "sleep 600 & sleep 600"], "", 0.3))
+    assert not late.whole and time.monotonic() - began < 5
+
+
+# -- conflicts ---------------------------------------------------------------------------------------------------------
+
+
+def claim(identity: str = "lvm:a/b", mode: Mode = Mode.EXCLUSIVE, written: bool = True, why: str = "") -> Claim:
+    return Claim(identity, mode, "disk vdb", "/dev/vg/b", why or "the guest may write it", written=written)
+
+
+def held_by(**changes: Any) -> Holder:
+    return Holder(2, host="node2", domain="db", uuid="other", path="/dev/vg/b", alive=True)._replace(**changes)
+
+
+def one(*wants: Want) -> Instance:
+    return Instance("i", UUID, "web", "", Process(1, 1), "running", wants, 0)
+
+
+def judged(error: Exception, contested_for: float = 0.0, opened: bool = True, mine: Any = None) -> Any:
+    told: List[Any] = []
+    state = looking._State(Findings(), {"lvm:a/b": mine or claim()} if opened else {}, {})
+    found = looking._conflict(error, one(), state, contested_for, told)  # type: ignore[arg-type]
+    return found, [event for event, _, _ in told]
+
+
+def test_a_proven_conflict() -> None:
+    found, told = judged(InUse(claim(), [held_by()]))
+    assert found["path"] == "/dev/vg/b" and '"db" on node2' in found["text"] and found["plugged"] and not told
+
+
+@pytest.mark.parametrize(
+    "error, more",
+    [
+        (InUse(claim(), [held_by(alive=False)]), {}),  # that host may be dead
+        (InUse(claim(), [held_by(alive=None)]), {}),  # nobody knows yet
+        (InUse(claim(), [held_by()]), {"opened": False}),  # the definition names it, QEMU has another thing open
+        (InUse(claim(), [held_by()]), {"mine": claim(mode=Mode.SHARED, written=False)}),  # it only reads
+        (InUse(claim(), [held_by(uuid=None, domain=None)]), {}),  # its note is just being written
+        (SanlockDown(111), {}),
+    ],
+)
+def test_an_alarm(error: Exception, more: Dict[str, Any]) -> None:
+    assert judged(error, **more) == (None, ["alarm"])
+
+
+def test_the_other_side_of_a_migration() -> None:
+    error = InUse(claim("vm:" + UUID), [held_by(uuid=UUID, domain="web")])
+    assert judged(error, mine=claim()) == (None, [])
+    assert judged(InUse(claim(), [held_by(uuid=UUID)])) == (None, [])
+    found, _ = judged(InUse(claim(), [held_by(uuid=UUID, domain="web")]), contested_for=60)
+    assert found, "nobody moves for so long: it runs twice"
+
+
+def test_a_holder_whose_note_does_not_come() -> None:
+    found, _ = judged(InUse(claim(), [held_by(uuid=None, domain=None)]), contested_for=5)
+    assert "somebody on node2" in found["text"]
+
+
+def test_what_lies_under_it_counts() -> None:
+    """Somebody has the whole disk, of which it writes a partition."""
+    under = claim(mode=Mode.SHARED, why=LIES_UNDER + "disk vdb")
+    found, _ = judged(InUse(under, [held_by()]), mine=under)
+    assert found
+
+
+def test_over_the_network_the_definition_is_believed() -> None:
+    over = claim("rbd:pool/image")
+    assert judged(InUse(over, [held_by()]), opened=False)[0]
+
+
+# -- what is spare, what is missing ------------------------------------------------------------------------------------
+
+
+def opened(identity: str, writable: bool = True) -> Opened:
+    storage = Storage(identity, "/x", "file", under=(Storage("lun:1", "/dev/sda", "lun"),))
+    return Opened("/x", "file", (0, 1), 5, (0, 0), writable=writable, active=True, storage=(storage,))
+
+
+def state(*objects: Opened, defined: Any = (), verdict: Verdict = Verdict.CLAIMED) -> looking._State:
+    known = None if defined is None else {one.identity: one for one in defined}
+    found = Findings(tuple(Finding(one, verdict) for one in objects))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(looking, "_defined", lambda _: known)
+        return looking._compared(found, Qemu(Process(1, 1), UUID, "web", False, ()))
+
+
+def test_spare_is_what_nothing_needs() -> None:
+    wants = [Want(claim(name)) for name in ("vm:" + UUID, "file:open", "file:defined", "file:gone", "lun:1", "lun:2")]
+    now = state(opened("file:open"), defined=[claim("file:defined")])
+    assert now.spare(one(*wants)) == ("file:gone", "lun:2")
+    assert now.spare(one(Want(claim("file:gone"), missing=True))) == ()
+    unknown = state(opened("file:open"), verdict=Verdict.UNKNOWN)
+    assert unknown.spare(one(*wants)) == (), "what cannot be identified might be any of them"
+    assert state(opened("file:open"), defined=None).spare(one(*wants)) == (), "nobody knows what is defined"
+
+
+def test_missing_is_named_by_the_definition() -> None:
+    shared = claim("file:x", Mode.SHARED, why=GUESTS_SHARE_IT)
+    now = state(opened("file:x"), defined=[shared], verdict=Verdict.WRITTEN)
+    found = {one.identity: one for one in now.missing(one())}
+    assert found["file:x"] == shared and found["lun:1"].mode is Mode.SHARED
+    reads = claim("file:x", Mode.SHARED, written=False, why="the guest reads it")
+    now = state(opened("file:x"), defined=[reads], verdict=Verdict.WRITTEN)
+    assert {one.identity: one for one in now.missing(one())}["file:x"].mode is Mode.EXCLUSIVE, "it writes it all the same"
+
+
+def test_a_path_of_the_definition_is_not_believed() -> None:
+    """A file that was replaced under a running guest: the definition leads to the new one, which is somebody else's."""
+    now = state(opened("file:old"), defined=[claim("file:new"), claim("nbd:host/x")], verdict=Verdict.CLAIMED)
+    assert [one.identity for one in now.missing(one(Want(claim("file:old")), Want(claim("lun:1"))))] == ["nbd:host/x"]
+
+
+def test_nothing_is_done_where_nothing_is_guarded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CONFIG", "CONFIG_DIR", "STATE", "RUN"):
+        monkeypatch.setattr(paths, name, str(tmp_path / name))
+    assert looking.look_at(Qemu(Process(1, 1), UUID, "web", False, ()), (), 0.0, 0.0).word == "calm"
+
+
+def test_a_look_that_cannot_be_made_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise CannotTell()
+
+    monkeypatch.setattr(looking, "load", broken)
+    seen = looking.look_at(Qemu(Process(1, 1), UUID, "web", False, ()), (), 0.0, 0.0)
+    assert seen.word == "trouble" and seen.again and seen.told[0][0] == "not-inspected"
+
+
+def test_messages_come_back() -> None:
+    qemu = Qemu(Process(7, 8), UUID, "web", False, ())
+    seen = looking.Seen("conflict", 2.0, (("alarm", "x", {"a": 1}),), (("surprise", "y", {}),), ({"path": "/x"},), ("i",))
+    process, back = looking.from_message(looking.as_message(qemu, seen))
+    assert process == qemu.process and back == seen
+
+
+# -- definitions, records ----------------------------------------------------------------------------------------------
+
+
+def test_what_is_wrong_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paths, "RUN", str(tmp_path))
+    wrong = Wrong("we b", "VMG101", "error", "disk vda", "it is another's", "take another")
+    defining._keep("we b", [wrong])
+    (tmp_path / "lint" / "half.json").write_text('[["a"')
+    assert defining.known() == {"we b": [wrong]}
+    defining._keep("we b", [])
+    defining._keep("never.there", [])
+    assert defining.known() == {}
+
+
+def test_a_record_of_before_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the members that came later."""
+    monkeypatch.setattr(paths, "RUN", str(tmp_path))
+    instance.write(one(Want(claim())))
+    path = tmp_path / "instances" / "i.json"
+    path.write_text(path.read_text().replace(', "contested": false', "").replace(', "device": ""', ""))
+    assert instance.load("i.json") == one(Want(claim()))
+
+
+def test_which_disk_is_taken_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its path: what is copied to is aborted, a medium ejected, anything else unplugged; by libvirt's own names."""
+    xml = """<domain><devices>
+      <disk type='file' device='cdrom'><source file='/iso'/><target dev='hda' bus='ide'/></disk>
+      <disk type='block' device='disk'><source dev='/dev/x'/><target dev='vdb' bus='virtio'/><alias name='virtio-disk1'/></disk>
+      <disk type='file' device='disk'><source file='/a'/><mirror job='copy'><source file='/copy'/></mirror>
+        <target dev='vda' bus='virtio'/></disk></devices></domain>"""
+    done: List[Any] = []
+
+    class Domain:
+        def XMLDesc(self, _flags: int) -> str:
+            return xml
+
+        def __getattr__(self, name: str) -> Any:
+            return lambda *words: done.append((name, *words))
+
+    libvirt = pytest.importorskip("libvirt")
+    assert acting._take_away(Domain(), "/copy", libvirt) == "aborted the copy of vda"
+    assert acting._take_away(Domain(), "/iso", libvirt) == "ejected hda"
+    assert acting._take_away(Domain(), "/dev/x", libvirt) == "detached vdb"
+    assert acting._take_away(Domain(), "/elsewhere", libvirt) is None
+    assert [one[0] for one in done] == ["blockJobAbort", "updateDeviceFlags", "detachDeviceAlias"]
+    assert done[2][1] == "virtio-disk1"
+
+
+def test_a_guest_that_libvirt_does_not_pause_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    process = subprocess.Popen(["sleep", "60"])
+    monkeypatch.setattr(acting, "_in_child", lambda _work, _seconds: None)
+    monkeypatch.setattr(libvirtstate, "of", lambda _name, _pid: None)
+    try:
+        found = host.process(process.pid)
+        assert found is not None
+        assert "stopped its process" in acting._pause(UUID, "web", found)
+        _, status = os.waitpid(process.pid, os.WUNTRACED)
+        assert os.WIFSTOPPED(status)
+    finally:
+        process.kill()
+        process.wait()

@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""`vmguard metrics`, check_vmguard, and what docs/monitoring has for Prometheus and Icinga."""
+
+import json
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Dict, List, Tuple
+
+import pytest
+
+from vmguard import events, host, paths
+from vmguard.cli import metrics, plugin, status
+from vmguard.errors import SanlockDown
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def report(**changes: Any) -> Dict[str, Any]:
+    instance = {
+        "domain": "web", "uuid": "u1", "state": "running", "owner": "qemu", "pid": 1, "since": 0.0, "leases": 3,
+        "without_lease": [], "contested": [], "note": "", "stopped_by_join": False,
+    }  # fmt: skip
+    made: Dict[str, Any] = {
+        "mode": "enforce", "warnings": [], "notes": [], "agent": {"watching": True}, "instances": [instance],
+        "lockspace": {"name": "l", "state": "joined", "renewed_ago": 7, "io_timeout": 10, "renewal_result": 1},
+        "hosts": [{"host_id": 1, "name": "a", "state": "live"}, {"host_id": 2, "name": 'b"', "state": "dead"}],
+    }  # fmt: skip
+    made["instances"] = [{**instance, **changes.pop("instance", {})}]
+    return {**made, **changes}
+
+
+@pytest.fixture(autouse=True)
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(paths, "RUN", str(tmp_path / "run"))
+    monkeypatch.setattr(paths, "LOG", str(tmp_path / "log"))
+    (tmp_path / "run").mkdir()
+    qemu = host.Qemu(host.Process(1, 1), "u1", "web", False, ())
+    monkeypatch.setattr(host, "qemu_processes", lambda: (qemu,))
+    return tmp_path
+
+
+def promtool(*words: object, stdin: str = "") -> None:
+    program = shutil.which("promtool")
+    if program is None:
+        pytest.skip("needs promtool")
+    done = subprocess.run(
+        [program, *map(str, words)], input=stdin, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        cwd=ROOT / "docs" / "monitoring",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+
+
+# -- metrics -----------------------------------------------------------------------------------------------------------
+
+
+def test_metrics_are_well_formed() -> None:
+    counts = metrics.Counts({"refused": 3}, [1] * (len(metrics.BUCKETS) + 1), 12.5)
+    text = metrics.page(report(), False, counts, (0.001, 0.25))
+    promtool("check", "metrics", stdin=text)
+    lines = text.splitlines()
+    assert "vmguard_refusals_total 3" in lines and "vmguard_guests 1" in lines
+    assert 'vmguard_hook_prepare_seconds_bucket{le="+Inf"} 10' in lines and "vmguard_hook_prepare_seconds_sum 12.5" in lines
+    assert "vmguard_lockspace_renewal_age_seconds 7" in lines
+    # What is not known is left out, not made up.
+    nothing = metrics.page(report(lockspace={}, hosts=[]), True, counts, None)
+    promtool("check", "metrics", stdin=nothing)
+    assert "renewal" not in nothing and "vmguard_known 0" in nothing
+
+
+def test_counts_go_on_over_rotation(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "MAX_BYTES", 2000)
+    monkeypatch.setattr(events, "_tell_system", lambda _: None)
+    total = 0
+    for _ in range(20):
+        for _ in range(3):
+            events.record("refused", "x" * 100, took=0.2)
+            total += 1
+        counts = metrics._counts()
+        assert counts.events["refused"] == total and sum(counts.hook) == total
+    assert len(events.files()) == events.KEPT + 1
+    with open(events.path(), "ab") as file:
+        file.write(b'{"time": 1, "event": "refu')  # somebody is just writing
+    assert metrics._counts().events["refused"] == total
+    assert metrics._counts().hook_seconds == pytest.approx(total * 0.2, abs=0.1)
+
+
+def test_alert_rules_name_what_there_is() -> None:
+    rules = ROOT / "docs" / "monitoring" / "vmguard.rules.yml"
+    text = rules.read_text()
+    counts = metrics.Counts({}, [0] * (len(metrics.BUCKETS) + 1), 0.0)
+    names = set(re.findall(r"^# TYPE (\S+)", metrics.page(report(), False, counts, (0.1, 0.1)), re.M))
+    used = {re.sub(r"_bucket$", "", name) for name in re.findall(r"\bvmguard_\w+", "".join(re.findall(r"expr:.*\n.*", text)))}
+    assert used and used <= names, used - names
+    promtool("check", "rules", rules)
+    promtool("test", "rules", "vmguard.test.yml")
+
+
+# -- check_vmguard -----------------------------------------------------------------------------------------------------
+
+LINE = re.compile(r"VMGUARD (OK|WARNING|CRITICAL|UNKNOWN) - [^|]+( \| \S+=[\d.]+s?;\S*( \S+=[\d.]+s?;\S*)*)?\Z")
+
+
+def check(capsys: pytest.CaptureFixture[str], *words: str) -> Tuple[int, List[str]]:
+    try:
+        code = plugin.main(list(words))
+    except SystemExit as end:
+        code = int(end.code or 0)
+    lines = capsys.readouterr().out.splitlines()
+    assert LINE.match(lines[0]), lines[0]
+    assert lines[0].split()[1] == plugin.WORDS[code]
+    return code, lines
+
+
+@pytest.mark.parametrize(
+    "changes, code, words",
+    [
+        ({}, 0, "1 guests, 3 leases"),
+        ({"agent": {"watching": False}}, 1, "vmguardd"),
+        ({"lockspace": {"state": "leaving"}}, 2, "not a member"),
+        ({"instance": {"contested": ["/dev/a|b"], "without_lease": ["/dev/a|b"]}}, 2, "/dev/a/b"),
+        ({"instance": {"without_lease": ["/dev/x"]}}, 1, "without leases"),
+        ({"instance": {"uuid": "other"}}, 2, "without any lease"),
+        ({"instance": {"stopped_by_join": True}}, 2, "stopped"),
+        ({"warnings": ["the hook /x is missing, not executable"]}, 2, "hook"),
+        ({"warnings": ["mode = audit: nothing is refused"]}, 1, "audit"),
+    ],
+)
+def test_check(
+    changes: Dict[str, Any], code: int, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(status, "report_of", lambda: (report(**changes), []))
+    found, lines = check(capsys)
+    assert found == code and words in lines[0], lines
+
+
+def test_check_thresholds(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(status, "report_of", lambda: (report(), []))
+    assert check(capsys, "-w", "5", "-c", "20")[0] == 1
+    assert check(capsys, "-w", "5", "-c", "6")[0] == 2
+    code, lines = check(capsys, "-w", "10", "-c", "20")
+    assert code == 0 and "renewal=7s;10;20;0" in lines[0]
+    assert check(capsys, "-w", "@5:8")[0] == 1
+    assert check(capsys, "-w", "nonsense")[0] == 3
+    assert check(capsys, "--what")[0] == 3
+    Path(paths.LOG).mkdir()
+    Path(events.path()).write_text(json.dumps({"time": time.time(), "event": "refused", "text": ""}) + "\n")
+    assert check(capsys, "--refusals-warning", "0")[0] == 1
+    assert check(capsys, "--refusals-critical", "0")[0] == 2
+    assert check(capsys)[0] == 0
+
+
+def test_check_when_nothing_answers(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(status, "report_of", lambda: (report(lockspace={}), [SanlockDown(111)]))
+    code, lines = check(capsys)
+    assert code == 3 and "sanlock" in lines[0]
+
+    def broken() -> None:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(status, "report_of", broken)
+    assert check(capsys)[0] == 3
+
+
+@pytest.mark.parametrize(
+    "text, inside, outside",
+    [("10", (0, 5, 10), (-1, 11)), ("10:", (10, 99), (9,)), ("~:10", (-5, 10), (11,)), ("10:20", (10, 20), (9, 21)),
+     ("@10:20", (9, 21), (10, 15, 20))],
+)  # fmt: skip
+def test_ranges(text: str, inside: Tuple[float, ...], outside: Tuple[float, ...]) -> None:
+    """The table of the plugins' development guidelines."""
+    found = plugin.Range(text)
+    assert not any(map(found.alerts, inside)) and all(map(found.alerts, outside))
+
+
+def test_icinga_takes_the_command() -> None:
+    program = shutil.which("icinga2", path="/usr/sbin:/usr/bin")
+    if program is None:
+        pytest.skip("needs icinga2")
+    folder = Path(tempfile.mkdtemp(prefix="vmguard-icinga-"))  # it reads its files as a user of its own
+    folder.chmod(0o755)
+    main = folder / "icinga2.conf"
+    text = (ROOT / "docs" / "monitoring" / "vmguard.conf").read_text()
+    main.write_text(
+        'const PluginDir = "/usr/lib/nagios/plugins"\nconst NodeName = "node1"\n' + text
+        + 'object Host "node1" { check_command = "vmguard" }\n'
+        'object Service "vmguard" { host_name = "node1"\n check_command = "vmguard"\n vars.vmguard_no_agent = true }\n'
+    )  # fmt: skip
+    done = subprocess.run(
+        [program, "daemon", "-C", "-c", str(main)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    shutil.rmtree(folder)
+    assert done.returncode == 0, done.stdout
+    assert "1 CheckCommand" in done.stdout

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+What is done about a proven conflict, by the administrator's choice: a process of its own, because it asks libvirt, and libvirt
+may hang.
+
+    pause    the guest stops where it is; nothing of it is lost, and `virsh resume` lets it go on. Where libvirt does not
+             answer, its process is stopped (SIGSTOP).
+    detach   what was plugged is taken away: a medium is ejected, a copy is aborted, a disk is unplugged. A guest that does not
+             let go of it, or was started with that disk, is paused.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from typing import Any, Callable, Dict, List, Optional, Sequence
+
+from vmguard import host, libvirtstate
+from vmguard._xml import Element, read
+from vmguard.host import Process
+
+URI = "qemu:///system"
+
+# A guest that works lets go of a disk within a second or two. Meanwhile it may write.
+_LETS_GO = 2.0  # seconds
+# libvirt waits 30 s for a job that is under way: too long beside a second writer.
+_PATIENCE = 5  # seconds
+
+
+def main(arguments: Sequence[str]) -> int:
+    """What was done is the last line of the output."""
+    policy, uuid, name, pid, start = arguments
+    qemu = Process(int(pid), int(start))
+    conflicts = json.loads(sys.stdin.read())
+    print(_detach(uuid, name, qemu, conflicts) if policy == "detach" else _pause(uuid, name, qemu))
+    return 0
+
+
+def _domain(uuid: str) -> Any:
+    """The domain, by libvirt. Raises what libvirt raises."""
+    import libvirt
+
+    libvirt.registerErrorHandler(lambda _context, _error: None, None)
+    return libvirt.open(URI).lookupByUUIDString(uuid)
+
+
+def _in_child(work: Callable[[], str], seconds: float) -> Optional[str]:
+    """
+    What work() says, in a child that may hang in libvirt: no signal interrupts that. None where it fails or takes longer.
+
+    libvirt is loaded in children alone: one that has it cannot be forked.
+    """
+    receive, send = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.write(send, work().encode("utf-8", "backslashreplace")[:4096])
+            os._exit(0)
+        except BaseException as error:
+            os.write(2, f"{error}\n".encode("utf-8", "backslashreplace"))
+        finally:
+            os._exit(1)
+    os.close(send)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.read(receive, 4096).decode() if status == 0 else None
+        time.sleep(0.005)
+    os.kill(child, signal.SIGKILL)
+    return None
+
+
+def _pause(uuid: str, name: str, qemu: Process, why: str = "") -> str:
+    def suspend() -> str:
+        _domain(uuid).suspend()
+        return "paused"
+
+    if _in_child(suspend, _PATIENCE) is not None:
+        return f"paused{why}"
+    state = libvirtstate.of(name, qemu.pid)
+    if state is not None and state.state == "paused":
+        return f"paused{why}"  # somebody else was quicker
+    if host.alive(qemu):
+        os.kill(qemu.pid, signal.SIGSTOP)
+    return f"stopped its process {qemu.pid}, because libvirt did not pause it (kill -CONT lets it go on){why}"
+
+
+def _detach(uuid: str, name: str, qemu: Process, conflicts: List[Dict[str, Any]]) -> str:
+    if not all(one["plugged"] for one in conflicts):
+        return _pause(uuid, name, qemu, ": it was started with that disk")
+    done = _in_child(lambda: _take_all_away(uuid, [one["path"] for one in conflicts]), _PATIENCE)
+    if not done:
+        return _pause(uuid, name, qemu, ": it could not be taken away")
+    end = time.monotonic() + _LETS_GO
+    while time.monotonic() < end:
+        if not any(_has_open(qemu, one["path"]) for one in conflicts):
+            return done
+        time.sleep(0.02)
+    return _pause(uuid, name, qemu, ": it does not let go of it")
+
+
+def _take_all_away(uuid: str, paths: Sequence[str]) -> str:
+    import libvirt
+
+    domain = _domain(uuid)
+    done = [_take_away(domain, path, libvirt) for path in paths]
+    return ", ".join(one for one in done if one is not None) if None not in done else ""
+
+
+def _has_open(qemu: Process, path: str) -> bool:
+    folder = f"{host.PROC}/{qemu.pid}/fd"
+    try:
+        wanted = os.stat(path)
+        for entry in os.listdir(folder):
+            try:
+                found = os.stat(f"{folder}/{entry}")
+            except OSError:
+                continue
+            if (found.st_rdev, found.st_dev, found.st_ino) == (wanted.st_rdev, wanted.st_dev, wanted.st_ino):
+                return True
+            if wanted.st_rdev and found.st_rdev == wanted.st_rdev:
+                return True
+    except OSError:
+        pass
+    return False
+
+
+def _take_away(domain: Any, path: str, libvirt: Any) -> Optional[str]:
+    """Eject, abort or unplug what has this path; what was done. None if nothing of the domain has it."""
+    root = read(domain.XMLDesc(0).encode("utf-8", "surrogateescape"))
+    devices = root.first("devices")
+    for disk in devices.all("disk") if devices is not None else ():
+        target = disk.first("target")
+        dev = (target.get("dev") if target is not None else "") or ""
+        mirror = disk.first("mirror")
+        if mirror is not None and _leads_to(mirror.first("source"), path):
+            domain.blockJobAbort(dev, 0)
+            return f"aborted the copy of {dev}"
+        if not _leads_to(disk.first("source"), path):
+            continue
+        bus = (target.get("bus") if target is not None else "") or ""
+        if disk.get("device") in ("cdrom", "floppy"):
+            kind = disk.get("device")
+            xml = f"<disk type='file' device='{kind}'><target dev='{dev}' bus='{bus}'/></disk>"
+            domain.updateDeviceFlags(xml, libvirt.VIR_DOMAIN_AFFECT_LIVE | libvirt.VIR_DOMAIN_DEVICE_MODIFY_FORCE)
+            return f"ejected {dev}"
+        # By its alias: that does not wait for the guest, so that it can be paused if it does not comply.
+        alias = disk.first("alias")
+        domain.detachDeviceAlias((alias.get("name") if alias is not None else "") or "", libvirt.VIR_DOMAIN_AFFECT_LIVE)
+        return f"detached {dev}"
+    return None
+
+
+def _leads_to(source: Optional[Element], path: str) -> bool:
+    if source is None:
+        return False
+    named = source.get("file") or source.get("dev") or ""
+    if named == path:
+        return True
+    try:
+        return bool(named) and os.path.samefile(named, path)
+    except OSError:
+        return False

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What guests of this host hold, for whoever watches over it: read from the records, again only where one has changed."""
+
+import os
+from typing import Dict, Iterator, List, NamedTuple, Tuple
+
+from vmguard import instance
+from vmguard.claims import Mode, lies_beneath
+from vmguard.errors import RecordBroken
+
+
+class Held(NamedTuple):
+    """One thing that a guest of this host has for writing, alone."""
+
+    path: str
+    identity: str
+    device: str  # major:minor; "" for a file
+    domain: str
+    uuid: str
+
+
+class AllHeld:
+    """All of it."""
+
+    def __init__(self) -> None:
+        self._records: Dict[str, Tuple[int, List[Held]]] = {}  # by file name: when it was written, and what it says
+        self._folder = 0
+
+    def __iter__(self) -> Iterator[Held]:
+        for _, held in self._records.values():
+            yield from held
+
+    def refresh(self) -> bool:
+        """Whether something may have changed."""
+        try:
+            folder = os.stat(instance.directory()).st_mtime_ns
+        except OSError:
+            return False
+        if folder == self._folder:
+            return False
+        self._folder = folder
+        now: Dict[str, Tuple[int, List[Held]]] = {}
+        for name in instance.names():
+            try:
+                written = os.stat(os.path.join(instance.directory(), name)).st_mtime_ns
+                known = self._records.get(name)
+                now[name] = known if known is not None and known[0] == written else (written, _held_by(name))
+            except (OSError, RecordBroken):
+                continue
+        self._records = now
+        return True
+
+    def devices(self) -> Dict[str, Held]:
+        """By device number."""
+        return {one.device: one for one in self if one.device}
+
+
+def _held_by(name: str) -> List[Held]:
+    one = instance.load(name)
+    if one is None or one.state not in ("held", "running"):
+        return []
+    return [
+        Held(want.claim.path, want.claim.identity, want.claim.device, one.name, one.uuid)
+        for want in one.wants
+        if want.claim.mode is Mode.EXCLUSIVE
+        and want.claim.path.startswith("/")
+        and not want.missing
+        and not lies_beneath(want.claim)
+    ]

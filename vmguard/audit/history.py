@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+What has happened, out of the events of this host: `held`, `released`, `handover` of the guard, what the agent has claimed and
+given back, refusals, overrides, and what the agent saw done to a held volume.
+
+A span is one domain holding one storage object on one host. A host that was restarted has released all that it had, though
+nobody was left to write that down: then the end of a span is the first thing that is known of the next boot.
+"""
+
+import json
+import os
+import time
+from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+
+from vmguard import events
+from vmguard.errors import BadRequest
+
+Event = Dict[str, Any]
+
+# How a volume comes to be held, and how it ceases to be.
+_TAKES = ("held", "surprise", "conflict-over")
+_GIVES = ("released", "given-back")
+
+
+class Wanted(NamedTuple):
+    """Which events are asked for. Empty: all."""
+
+    since: float = 0.0  # seconds since the epoch
+    disk: Tuple[str, ...] = ()  # paths and identities, any of which
+    domain: str = ""  # name or uuid
+    host: str = ""
+
+    def takes(self, event: Event) -> bool:
+        """Whether an event is one of these."""
+        if event["time"] < self.since:
+            return False
+        if self.host and event.get("host") != self.host:
+            return False
+        if self.domain and self.domain not in (event.get("domain"), event.get("uuid"), event.get("holder")):
+            return False
+        return not self.disk or event["event"] in ("unseen", "watching") or bool(set(self.disk) & set(_names(event)))
+
+
+class Span(NamedTuple):
+    """One domain that holds one storage object."""
+
+    host: str
+    domain: str
+    uuid: str
+    path: str
+    identity: str
+    mode: str
+    since: float
+    until: Optional[float] = None  # None: still
+    ended: str = ""  # how: "released", "given-back", "lost with a restart of the host"
+    instance: str = ""
+    boot: str = ""
+
+
+def _names(event: Event) -> Iterator[str]:
+    for key in ("path", "identity"):
+        if event.get(key):
+            yield event[key]
+    for disk in event.get("disks") or ():
+        yield disk["path"]
+        yield disk["identity"]
+    # A refusal names the disk in its sentence alone.
+    if event["event"] in ("refused", "would-refuse", "overridden", "alarm", "ended"):
+        for line in str(event.get("text", "")).splitlines()[1:]:
+            key, colon, rest = line.strip().partition(":")
+            if colon and key in ("disk", "path"):
+                yield rest.strip()
+
+
+def parsed(lines: Iterable[bytes]) -> Iterator[Event]:
+    """The events in lines; what a crash or a full disk has left of one is passed over."""
+    for line in lines:
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(event, dict) and isinstance(event.get("time"), (int, float)) and "event" in event:
+            yield event
+
+
+def read(wanted: Wanted, paths: Optional[Sequence[str]] = None) -> List[Event]:
+    """All that is written down and wanted, in the order of time. Raises BadRequest where it may not be read."""
+    found: List[Event] = []
+    for path in events.files() if paths is None else paths:
+        try:
+            with open(path, "rb") as file:
+                found += [event for event in parsed(file) if wanted.takes(event)]
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise BadRequest(f"{path}: {error.strerror}", "run it as root") from error
+    return sorted(found, key=lambda event: float(event["time"]))
+
+
+def follow(wanted: Wanted, pause: float = 0.2) -> Iterator[Event]:
+    """What is written down from now on, until interrupted; over rotations, too."""
+    path = events.path()
+    file, rest = None, b""
+    try:
+        file = open(path, "rb")
+        file.seek(0, os.SEEK_END)
+    except FileNotFoundError:
+        pass
+    while True:
+        chunk = file.read() if file is not None else b""
+        if chunk:
+            *lines, rest = (rest + chunk).split(b"\n")
+            yield from (event for event in parsed(lines) if wanted.takes(event))
+            continue
+        try:
+            if file is None or os.stat(path).st_ino != os.fstat(file.fileno()).st_ino:
+                if file is not None:
+                    # A hook that had it open may still have written to it.
+                    last, rest = rest + file.read(), b""
+                    yield from (event for event in parsed(last.split(b"\n")) if wanted.takes(event))
+                    file.close()
+                file = open(path, "rb")
+                continue
+        except FileNotFoundError:
+            pass
+        time.sleep(pause)
+
+
+def spans(found: Sequence[Event], disk: Sequence[str] = ()) -> List[Span]:
+    """Who held what from when until when, by the events; only of these paths and identities, if any are given."""
+    over: List[Span] = []
+    held: Dict[Tuple[str, str, str], Span] = {}  # by host, start of the guest, and identity
+    boots: Dict[str, str] = {}
+    for event in found:
+        name, host = event["event"], event.get("host", "")
+        boot = event.get("boot") or boots.get(host, "")
+        if boot != boots.setdefault(host, boot):
+            boots[host] = boot
+            for key in [key for key in held if key[0] == host and held[key].boot not in ("", boot)]:
+                over.append(held.pop(key)._replace(until=event["time"], ended="lost with a restart of the host"))
+        if name not in _TAKES + _GIVES:
+            continue
+        # Of a record beside that of the start (".late", ".found"): the start's.
+        whose = ".".join(str(event.get("instance", "")).split(".")[:2])
+        disks = event.get("disks") or ([event] if event.get("identity") and event.get("mode") else [])
+        if name in _TAKES:
+            for one in disks:
+                key = (host, whose, one["identity"])
+                held.setdefault(key, _span(event, one, boot))
+        elif name == "given-back":
+            span = held.pop((host, whose, event["identity"]), None)
+            over += [span._replace(until=event["time"], ended=name)] if span is not None else []
+        else:
+            for key in [key for key in held if key[:2] == (host, whose)]:
+                over.append(held.pop(key)._replace(until=event["time"], ended=name))
+    both = sorted([*over, *held.values()], key=lambda span: (span.since, span.path))
+    return [span for span in both if not disk or span.path in disk or span.identity in disk]
+
+
+def _span(event: Event, disk: Dict[str, Any], boot: str) -> Span:
+    return Span(
+        host=event.get("host", ""),
+        domain=event.get("domain", ""),
+        uuid=event.get("uuid", ""),
+        path=disk["path"],
+        identity=disk["identity"],
+        mode=disk["mode"],
+        since=event["time"],
+        instance=event.get("instance", ""),
+        boot=boot,
+    )
+
+
+def gaps(found: Sequence[Event]) -> List[Tuple[str, float, float]]:
+    """When nobody watched what was done to held volumes: host, from, to."""
+    return [
+        (event.get("host", ""), float(event["from"]), float(event["to"]))
+        for event in found
+        if event["event"] == "unseen" and "from" in event and "to" in event
+    ]
+
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+
+
+def moment_of(text: str, now: Optional[float] = None) -> float:
+    """
+    Seconds since the epoch: "90m" (ago), "2026-11-25", "2026-11-25 14:00", "2026-11-25T14:00:30", "yesterday", "today".
+
+    Raises BadRequest.
+    """
+    now = time.time() if now is None else now
+    word = text.strip().lower()
+    if word[:-1].isdigit() and word[-1:] in _UNITS:
+        return now - int(word[:-1]) * _UNITS[word[-1]]
+    if word in ("today", "yesterday"):
+        day = time.localtime(now - (86400 if word == "yesterday" else 0))
+        return time.mktime((day.tm_year, day.tm_mon, day.tm_mday, 0, 0, 0, 0, 0, -1))
+    for form in ("%Y-%m-%d", "%Y-%m-%d %H:%M", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S"):
+        try:
+            return time.mktime(time.strptime(text.strip(), form))
+        except ValueError:
+            continue
+    raise BadRequest(f"{text!r} is no time", "give 90m, 12h, 3d (ago), yesterday, 2026-11-25 or '2026-11-25 14:00'")

@@ -1,0 +1,333 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+What is done to held volumes by others than their guests: resized, renamed, removed, snapshotted, mapped, mounted, written.
+
+    udev's events     pyudev, over netlink. They can get lost when too many come at once: then that is said, and everything
+                      is looked at anew
+    the mount table   the kernel tells when it changes
+    inotify           on the files and device nodes: somebody has opened one, or closed it after writing
+
+What it last knew lies in /run/vmguard, with the time when it last looked. An agent that comes back says from when until when
+nobody watched, and what is different from before.
+"""
+
+import asyncio
+import json
+import os
+import select
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any, Callable, Dict, List, Optional, Set, Tuple
+
+from vmguard import host, paths
+from vmguard.audit.held import AllHeld, Held
+from vmguard.lint.inotify import Files
+
+SYS = "/sys"
+
+# Between a look and the next one that time has passed without anybody watching is not worth a word below this. Seconds.
+_UNNOTICED = 5.0
+# Somebody who opens the same thing again and again is looked for so often at most. Seconds.
+_SEARCH = 5.0
+
+Tell = Callable[..., None]
+
+
+def facts_of(device: str) -> Dict[str, Any]:
+    """What sysfs says of a device: whether it is there, its size in bytes, name and uuid that device-mapper has for it."""
+    base = f"{SYS}/dev/block/{device}"
+    size = (host.read(base + "/size") or b"").strip()
+    name = (host.read(base + "/dm/name") or b"").strip().decode("utf-8", "replace")
+    uuid = (host.read(base + "/dm/uuid") or b"").strip().decode("utf-8", "replace")
+    return {"there": bool(size), "size": int(size) * 512 if size.isdigit() else 0, "name": name, "uuid": uuid}
+
+
+class Monitor:
+    """
+    Watches over what is held. tell(event, text, **data) is called for what is done to it.
+
+    quiet(uuid): whether the files that a guest's QEMU has open are those of before: then it was not itself.
+    """
+
+    def __init__(self, tell: Tell, quiet: Callable[[str], bool]) -> None:
+        self._tell = tell
+        self._quiet = quiet
+        self._held = AllHeld()
+        self._facts: Dict[str, Dict[str, Any]] = {}
+        self._mounted: Set[str] = set()
+        self._over: Set[Tuple[str, str]] = set()  # held device, and what lies on it
+        self._files: Optional[Files] = None
+        self._udev: Any = None
+        self._mounts: Optional[Tuple[int, Any]] = None
+        self._searched: Dict[str, float] = {}
+        self._thread = ThreadPoolExecutor(1, "storage")
+        self._tasks: Set[asyncio.Task[None]] = set()
+
+    # -- coming and going ------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Listen, and say what happened while nobody did."""
+        loop = asyncio.get_running_loop()
+        before = self._remembered()
+        try:
+            self._files = Files()
+            loop.add_reader(self._files.fileno(), self._opened)
+        except OSError:
+            self._files = None
+        self._listen_to_udev()
+        self._listen_to_mounts()
+        now = time.time()
+        if before is not None and now - before["seen"] > _UNNOTICED:
+            text = "nobody watched what was done to held volumes"
+            self._tell("unseen", text, **{"from": before["seen"], "to": now})
+        if before is not None:
+            self._facts = before["devices"]
+            self._mounted = set(before["mounted"])
+            self._over = {(below, above) for below, above in before["over"]}
+        self._tell("watching", "vmguardd watches", boot=host.boot_id())
+        self.look(everything=True)
+
+    def stop(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._files is not None:
+            loop.remove_reader(self._files.fileno())
+            self._files.close()
+        if self._udev is not None:
+            loop.remove_reader(self._udev.fileno())
+        if self._mounts is not None:
+            loop.remove_reader(self._mounts[1].fileno())
+            os.close(self._mounts[0])
+        self._files = self._udev = self._mounts = None
+
+    def _path(self) -> str:
+        return os.path.join(paths.RUN, "watching.json")
+
+    def _remembered(self) -> Optional[Dict[str, Any]]:
+        try:
+            with open(self._path(), encoding="ascii") as file:
+                found = json.load(file)
+            found["seen"] = os.stat(self._path()).st_mtime
+            return found if {"devices", "mounted", "over"} <= set(found) else None
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def _remember(self) -> None:
+        temporary = self._path() + ".tmp"
+        kept = {"devices": self._facts, "mounted": sorted(self._mounted), "over": sorted(self._over)}
+        try:
+            with open(temporary, "w", encoding="ascii") as file:
+                json.dump(kept, file)
+            os.rename(temporary, self._path())
+        except OSError:
+            pass
+
+    # -- looking ---------------------------------------------------------------------------------------------------------
+
+    def look(self, everything: bool = False) -> None:
+        """Every few seconds: whether other things are held; that we are there."""
+        changed = self._held.refresh()
+        if changed and self._files is not None:
+            # In a thread, as whatever looks a path up: on storage that went away it does not come back.
+            self._thread.submit(self._files.watch, [one.path for one in self._held])
+        if changed or everything:
+            devices = self._held.devices()
+            self._facts = {number: known for number, known in self._facts.items() if number in devices}
+            for number, one in devices.items():
+                self._compare(number, one)
+            self._see_mounts()
+            self._remember()
+            return
+        try:
+            os.utime(self._path())
+        except OSError:
+            self._remember()
+
+    def _compare(self, number: str, one: Held) -> None:
+        """Tell what is different about a device."""
+        now, before = facts_of(number), self._facts.get(number)
+        self._facts[number] = now
+        self._see_above(number, one)
+        if before is None or now == before:
+            return
+        if before["there"] and not now["there"]:
+            self._about(one, "removed", "its device is gone")
+        elif now["size"] != before["size"]:
+            self._about(one, "resized", f"from {before['size']} to {now['size']} bytes", size=now["size"])
+        if now["there"] and now["name"] != before["name"]:
+            self._about(one, "renamed", f"from {before['name']} to {now['name']}", name=now["name"])
+
+    def _see_above(self, number: str, one: Held) -> None:
+        """What lies on a held device: a mapping of its partitions, a volume group of the guest's."""
+        try:
+            now = {(number, name) for name in os.listdir(f"{SYS}/dev/block/{number}/holders")}
+        except OSError:
+            now = set()
+        for _, name in sorted(now - self._over):
+            mapped = (host.read(f"{SYS}/block/{name}/dm/name") or name.encode()).strip().decode("utf-8", "replace")
+            self._about(one, "mapped", f"{mapped} lies on it now, on the host", name=mapped)
+        self._over = {pair for pair in self._over if pair[0] != number} | now
+
+    def _about(self, one: Held, event: str, text: str, **data: Any) -> None:
+        self._tell(
+            event, f"{one.path}: {text}", domain=one.domain, uuid=one.uuid, path=one.path, identity=one.identity, **data
+        )
+
+    # -- udev ------------------------------------------------------------------------------------------------------------
+
+    def _listen_to_udev(self) -> None:
+        try:
+            import pyudev
+        except ImportError:
+            return  # what can be seen without it is looked at every few seconds
+        try:
+            monitor = pyudev.Monitor.from_netlink(pyudev.Context(), source="udev")
+            monitor.filter_by("block")
+            with suppress(OSError):
+                monitor.set_receive_buffer_size(4 << 20)
+            monitor.start()
+        except (OSError, ValueError):
+            return
+        self._udev = monitor
+        asyncio.get_running_loop().add_reader(monitor.fileno(), self._from_udev)
+
+    def _from_udev(self) -> None:
+        while self._udev is not None:
+            try:
+                device = self._udev.poll(timeout=0)
+            except OSError:
+                # More came than the buffer holds (ENOBUFS): nobody knows what.
+                now = time.time()
+                text = "events of udev got lost, because too many came at once"
+                self._tell("unseen", text, **{"from": now, "to": now})
+                self.look(everything=True)
+                return
+            if device is None:
+                return
+            self.happened(device.action or "", device.device_number, dict(device.properties))
+
+    def happened(self, action: str, number: int, properties: Dict[str, str]) -> None:
+        """One event of a block device."""
+        self._held.refresh()
+        devices = self._held.devices()
+        one = devices.get(f"{os.major(number)}:{os.minor(number)}")
+        if one is not None:
+            if action == "remove":
+                self._facts.setdefault(one.device, {"there": True, "size": 0, "name": "", "uuid": ""})
+            self._compare(one.device, one)
+            self._remember()
+            return
+        # A snapshot of a volume is a device whose uuid is the origin's with a layer behind it.
+        uuid = properties.get("DM_UUID", "")
+        for held in devices.values():
+            known = self._facts.get(held.device, {}).get("uuid", "")
+            if action == "add" and known and uuid == known + "-real":
+                self._about(held, "snapshotted", "a snapshot of it was made")
+        for number_of, held in devices.items():
+            self._see_above(number_of, held)
+
+    # -- mounts ----------------------------------------------------------------------------------------------------------
+
+    def _listen_to_mounts(self) -> None:
+        """The mount table is always readable: what tells of a change is an error condition (proc(5)), so not in our loop's."""
+        try:
+            fd = os.open(f"{host.PROC}/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+            poll = select.epoll()
+            poll.register(fd, select.EPOLLPRI | select.EPOLLERR)
+        except OSError:
+            return
+        self._mounts = (fd, poll)
+        asyncio.get_running_loop().add_reader(poll.fileno(), self._mounts_changed)
+
+    def _mounts_changed(self) -> None:
+        if self._mounts is not None:
+            self._mounts[1].poll(0)
+        self._held.refresh()
+        self._see_mounts()
+
+    def _see_mounts(self) -> None:
+        devices = self._held.devices()
+        lines = (host.read(f"{host.PROC}/self/mountinfo") or b"").decode("utf-8", "surrogateescape").splitlines()
+        now = {}
+        for line in lines:
+            words = line.split()
+            source = words[words.index("-") + 2] if "-" in words else ""
+            for number in (words[2], _number_of(source)):
+                if number in devices:
+                    now[f"{number} {words[4]}"] = (devices[number], words[4])
+        for key in now.keys() - self._mounted:
+            one, place = now[key]
+            self._about(one, "mounted", f"it is mounted on {place}, on the host", place=place)
+        self._mounted = set(now)
+
+    # -- opened by somebody ----------------------------------------------------------------------------------------------
+
+    def _opened(self) -> None:
+        assert self._files is not None
+        seen: Dict[str, bool] = {}
+        for path, written in self._files.changes():
+            seen[path] = seen.get(path, False) or written
+        held = {one.path: one for one in self._held}
+        now = time.monotonic()
+        for path, written in seen.items():
+            last = self._searched.get(path, -_SEARCH)
+            if path not in held or (last > now and not written):
+                continue  # he is looked for soon, whoever it is
+            self._searched[path] = max(now, last + _SEARCH)
+            task = asyncio.ensure_future(self._search(held[path], written))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _search(self, one: Held, written: bool) -> None:
+        """Who has it open for writing, or had until now."""
+        quiet = self._quiet(one.uuid)
+        if not written:
+            await asyncio.sleep(max(0.0, self._searched.get(one.path, 0.0) - time.monotonic()))
+        others = await asyncio.get_running_loop().run_in_executor(self._thread, writers, one.path)
+        mine = {qemu.process.pid for qemu in host.qemu_processes() if qemu.uuid == one.uuid} if others else set()
+        for pid, name in others:
+            if pid not in mine:
+                self._about(one, "opened", f"{name} (pid {pid}) has it open for writing", pid=pid, program=name)
+        if written and quiet and not any(pid not in mine for pid, _ in others):
+            self._about(one, "opened", "somebody had it open for writing, who has ended already")
+
+
+def _number_of(source: str) -> str:
+    if not source.startswith("/dev/"):
+        return ""
+    try:
+        number = os.stat(source).st_rdev
+    except OSError:
+        return ""
+    return f"{os.major(number)}:{os.minor(number)}"
+
+
+def writers(path: str) -> List[Tuple[int, str]]:
+    """The processes that have a file or device open for writing, with their programs' names; not we ourselves."""
+    try:
+        wanted = os.stat(path)
+    except OSError:
+        return []
+    found = []
+    for entry in os.listdir(host.PROC):
+        if not entry.isdecimal() or int(entry) == os.getpid():
+            continue
+        folder = f"{host.PROC}/{entry}/fd"
+        try:
+            names = os.listdir(folder)
+        except OSError:
+            continue
+        for name in names:
+            try:
+                one = os.stat(f"{folder}/{name}")
+            except OSError:
+                continue
+            if wanted.st_rdev != one.st_rdev or not (wanted.st_rdev or os.path.samestat(wanted, one)):
+                continue
+            lines = (host.read(f"{host.PROC}/{entry}/fdinfo/{name}") or b"").split(b"\n")
+            flags = next((int(line.split()[1], 8) for line in lines if line.startswith(b"flags:")), 0)
+            if flags & 0o3:
+                program = (host.read(f"{host.PROC}/{entry}/comm") or b"?").strip().decode("utf-8", "replace")
+                found.append((int(entry), program))
+                break
+    return found

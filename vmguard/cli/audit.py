@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""`vmguard audit`: who held which volume when, and what else happened to it."""
+
+import argparse
+import json
+import os
+import sys
+import time
+from typing import Any, Dict, List, Tuple
+
+from vmguard.audit import history, timeline
+from vmguard.audit.history import Event, Wanted
+from vmguard.cli import _show
+from vmguard.errors import BadRequest, Error
+from vmguard.text import duration, moment, plain
+
+
+def add(commands: Any) -> None:
+    """The subcommand."""
+    audit = commands.add_parser(
+        "audit",
+        help="who held which volume when, and what was done to it",
+        description="Show what has happened on this host: who held which volume from when until when, refusals,"
+        " overrides, handovers, conflicts, and what was done to a held volume by others. Times at which vmguardd did not"
+        " watch are shown as unseen.",
+    )
+    audit.add_argument("--disk", metavar="PATH|IDENTITY", default="", help="of one disk, by any of its paths")
+    audit.add_argument("--domain", metavar="NAME|UUID", default="", help="of one domain")
+    audit.add_argument("--host", metavar="NAME", default="", help="of one host")
+    audit.add_argument("--since", metavar="WHEN", default="", help="90m, 12h, 3d (ago), yesterday, 2026-11-25 14:00")
+    audit.add_argument("--file", metavar="FILE", action="append", default=[], help="events that were kept elsewhere")
+    audit.add_argument("--held", action="store_true", help="only who held what from when until when")
+    how = audit.add_mutually_exclusive_group()
+    how.add_argument("--follow", "-f", action="store_true", help="go on with what happens from now on")
+    how.add_argument("--svg", metavar="FILE", help="the life of one disk as a picture (with --disk)")
+    audit.add_argument("--json", action="store_true", help="one JSON object a line")
+    audit.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Exit status 0."""
+    since = history.moment_of(options.since) if options.since else 0.0
+    disk = _names(options.disk) if options.disk else ()
+    wanted = Wanted(since, disk, options.domain, options.host)
+    if options.svg and not disk:
+        raise BadRequest("a picture shows one disk", "add --disk")
+    files = options.file or None
+    # A span may have begun before what is asked for.
+    before = history.read(wanted._replace(since=0.0), files)
+    found = [event for event in before if event["time"] >= since]
+    if options.svg:
+        return _draw(options, disk, before, found, since)
+    if options.held:
+        return _held(options, disk, before, since)
+    for event in found:
+        _print(event, options.json)
+    if options.follow:
+        sys.stdout.flush()
+        for event in history.follow(wanted):
+            _print(event, options.json)
+            sys.stdout.flush()
+    return 0
+
+
+def _names(disk: str) -> Tuple[str, ...]:
+    """A disk as it was asked for, and the identities that it has on this host."""
+    found = [disk]
+    if disk.startswith("/") and os.path.exists(disk):
+        from vmguard.domain import HostPath
+        from vmguard.storage import resolve
+        from vmguard.storage.facts import LiveFacts
+
+        try:
+            for storage in resolve(HostPath(disk), LiveFacts()):
+                found += [storage.identity, *storage.also]
+        except Error:
+            pass  # it may have been another thing then
+    return tuple(found)
+
+
+def _draw(
+    options: argparse.Namespace, disk: Tuple[str, ...], before: List[Event], found: List[Event], since: float
+) -> int:
+    now = time.time()
+    held = [span for span in history.spans(before, disk) if (span.until or now) >= since]
+    text = timeline.draw(options.disk, held, found, history.gaps(before), now)
+    if options.svg == "-":
+        sys.stdout.write(text)
+        return 0
+    try:
+        with open(options.svg, "w", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise BadRequest(f"{options.svg}: {error.strerror}") from error
+    return 0
+
+
+def _held(options: argparse.Namespace, disk: Tuple[str, ...], before: List[Event], since: float) -> int:
+    now = time.time()
+    found = [span for span in history.spans(before, disk) if (span.until or now) >= since]
+    if options.json:
+        for span in found:
+            print(json.dumps(span._asdict()))
+        return 0
+    rows = [
+        (
+            moment(span.since),
+            moment(span.until) if span.until is not None else "now",
+            duration((span.until or now) - span.since),
+            span.host,
+            span.domain,
+            span.mode,
+            span.path,
+        )
+        for span in found
+    ]
+    _show.table("held", ("from", "until", "for", "host", "domain", "mode", "what"), rows)
+    return 0
+
+
+def _print(event: Event, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(event))
+        return
+    domain = plain(event.get("domain") or "")
+    print(f"{moment(event['time'])}  {plain(str(event.get('host', '')))}  {event['event']:<13} {domain:<16} {_words(event)}")
+
+
+def _words(event: Dict[str, Any]) -> str:
+    if event.get("disks") is not None and not event.get("text"):
+        disks = ", ".join(f"{plain(one['path'])} ({one['mode']})" for one in event["disks"])
+        return disks or "no disks"
+    lines = str(event.get("text", "")).splitlines() or [""]
+    # The first line says it all; of those below, the ones that name somebody.
+    more = [line.strip() for line in lines[1:] if line.strip().startswith(("disk:", "path:", "by:"))]
+    return "; ".join(plain(" ".join(line.split())) for line in [lines[0], *more])

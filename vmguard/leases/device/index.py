@@ -1,0 +1,332 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+The index: which place a lease has, and how one is given out.
+
+One block is read to find a lease: names are hashes, and say in which bucket the search begins. A bucket that is full goes
+on in the next one. An entry that is READY never changes again.
+
+A place is given out under a lease of sanlock's, held by the process that does it and gone with it. The order of the writes
+makes each of them a place to die:
+
+    1. NEXT goes up: the place is this lease's or nobody's.
+    2. The entry, RESERVED. It is not found by others yet.
+    3. sanlock formats the three leases.
+    4. What they are for, in words.
+    5. The entry, READY.
+
+A place that was reserved by somebody who died over it is not gone on with: his command may still be on its way to the
+disk in the daemon, or in a queue of the kernel. It is SPOILT until his host has left, and the lease gets another place.
+"""
+
+import errno
+import time
+from contextlib import contextmanager
+
+from vmguard._light import random
+from vmguard._typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
+from vmguard.errors import LeaseDamaged, NotJoined, SanlockFailed, StoreBroken
+from vmguard.leases import Lease, _notes, client, slots, status
+from vmguard.leases.device import layout
+from vmguard.leases.device.blocks import Blocks
+from vmguard.leases.device.layout import READY, REMOVED, RESERVED, SPOILT, Entry, Piece
+
+# Seconds. To give a place out takes some 20 ms; when a cluster starts at once, each host may want some dozens.
+PATIENCE = 10.0
+
+_WAIT = {-243, -244, -245, -246, -errno.EAGAIN, -errno.EBUSY, -errno.EEXIST}  # somebody is just at it
+_SILENT = {-247}  # the host that is at it does not answer
+_NOT_JOINED = {-errno.ENOSPC, -241, -242}
+
+_DAMAGED = "its index is damaged"
+_REPAIR = "run `vmguard gc --repair`: it makes the index anew from the leases themselves"
+
+
+class Found(NamedTuple):
+    """An entry, and where it stands."""
+
+    bucket: int
+    piece: int
+    position: int
+    entry: Entry
+
+
+class Index:
+    """The index of one store."""
+
+    def __init__(self, blocks: Blocks, cluster: str, lockspace: str) -> None:
+        self.blocks, self.cluster, self.lockspace = blocks, cluster, lockspace
+        self._known: Dict[str, int] = {}
+
+    @property
+    def path(self) -> str:
+        return self.blocks.path
+
+    # -- looking -------------------------------------------------------------------------------------------------------
+
+    def place_of(self, name: str) -> Optional[int]:
+        """Which place a lease has; None: it has none. Raises StoreBroken, also where damage hides the answer."""
+        if name not in self._known:
+            found, _, whole = self._search(name)
+            ready = [one.entry.place for one in found if one.entry.state == READY]
+            if len(ready) > 1 or not (ready or whole):
+                raise StoreBroken(self.path, _DAMAGED, _REPAIR)
+            if not ready:
+                return None
+            self._known[name] = ready[0]
+        return self._known[name]
+
+    def _search(self, name: str) -> Tuple[List[Found], Optional[Found], bool]:
+        """
+        The entries of a name; a position that another one could take (its entry is of no meaning); whether all was
+        readable.
+        """
+        found: List[Found] = []
+        free: Optional[Found] = None
+        for step in range(layout.BUCKETS):
+            bucket = (layout.bucket_of(name) + step) % layout.BUCKETS
+            full = True
+            for piece, entries in enumerate(self._bucket(bucket)):
+                if entries is None:
+                    return found, None, False
+                for position in range(layout.ENTRIES):
+                    one = entries.get(position)
+                    if one is not None and one.name == name and one.state != REMOVED:
+                        found.append(Found(bucket, piece, position, one))
+                    if one is None or one.state == REMOVED:
+                        free = free or Found(bucket, piece, position, Entry(name, 0, REMOVED))
+                        full = full and one is not None
+            if not full:
+                return found, free, True
+        return found, free, True
+
+    def _bucket(self, bucket: int) -> List[Optional[Piece]]:
+        return layout.decode_bucket(self.cluster, bucket, self.blocks.read(layout.bucket_at(bucket)))
+
+    def everything(self) -> Tuple[List[Found], List[Tuple[int, int]]]:
+        """All entries, and the bucket and number of each piece that is damaged. Tens of milliseconds."""
+        found: List[Found] = []
+        damaged: List[Tuple[int, int]] = []
+        data = self.blocks.read(layout.INDEX, layout.BUCKETS * layout.BLOCK)
+        for bucket in range(layout.BUCKETS):
+            block = data[bucket * layout.BLOCK : (bucket + 1) * layout.BLOCK]
+            for piece, entries in enumerate(layout.decode_bucket(self.cluster, bucket, block)):
+                if entries is None:
+                    damaged.append((bucket, piece))
+                else:
+                    found += [Found(bucket, piece, position, one) for position, one in sorted(entries.items())]
+        return found, damaged
+
+    # -- giving out ----------------------------------------------------------------------------------------------------
+
+    def lease_at(self, name: str, number: int) -> Lease:
+        """The lease of this name at a place."""
+        return Lease(self.lockspace, name, self.path, layout.place(number), self.blocks.sector)
+
+    def guard(self) -> Lease:
+        """The lease under which places are given out."""
+        return Lease(self.lockspace, "allocation", self.path, layout.ALLOCATION, self.blocks.sector)
+
+    def give_out(self, name: str, what_for: str) -> int:
+        """
+        A place for a lease, which another host may have made meanwhile. what_for: the identity.
+
+        Raises StoreBroken where the device is full or damaged, LeaseDamaged, NotJoined, SanlockDown, SanlockFailed.
+        """
+        with self.alone() as connection:
+            known = self.place_of(name)
+            if known is not None:
+                return known
+            found, free, _ = self._search(name)
+            for one in found:
+                self._set(one, one.entry._replace(state=SPOILT))
+            if free is None:
+                raise StoreBroken(self.path, "its index is full")
+            number = self._next(name)
+            host_id, generation = self._membership()
+            entry = Entry(name, number, RESERVED, host_id, generation)
+            self._set(free, entry)
+            for slot in slots.of(self.lease_at(name, number)):
+                client.format_lease(slot)
+            self.say_what_for(number, what_for)
+            # If sanlock has taken the lease away from us, it is too late to make it visible.
+            if self.guard().name not in connection.held(self.lockspace):
+                raise NotJoined(self.lockspace, joining=False)
+            self._set(free, entry._replace(state=READY))
+            self._known[name] = number
+            return number
+
+    @contextmanager
+    def alone(self) -> Iterator[client.Connection]:
+        """Hold the lease under which the index is changed. Raises StoreBroken where it cannot be had in time."""
+        place = self.guard()
+        with client.Connection() as connection:
+            end = time.monotonic() + PATIENCE
+            while True:
+                try:
+                    connection.acquire(place, shared=False, outlive=False)
+                    break
+                except SanlockFailed as error:
+                    self._no(error, time.monotonic() > end)
+                time.sleep(random.uniform(0.002, 0.02))
+            try:
+                yield connection
+            finally:
+                try:
+                    connection.release(place)
+                except SanlockFailed:
+                    pass  # it goes with the connection
+
+    def _no(self, error: SanlockFailed, late: bool) -> None:
+        """What it means that the lease could not be had; returns if it is to be tried again."""
+        if error.code in _NOT_JOINED:
+            raise NotJoined(self.lockspace, joining=False) from error
+        if error.code in _SILENT:
+            why = "a host that does not answer any more was just making a lease in it"
+            raise StoreBroken(
+                self.path, why, "try again when sanlock calls that host dead (`vmguard status`), or it is back"
+            ) from error
+        if error.code not in _WAIT:
+            raise client.file_failure("acquire", error.code, self.path, self.guard().name) from error
+        if late:
+            why = f"other hosts have been making leases in it for {PATIENCE:.0f} s"
+            raise StoreBroken(self.path, why, "start it again in a moment") from error
+
+    def _membership(self) -> Tuple[int, int]:
+        for space in status.status().spaces:
+            if space.name == self.lockspace:
+                return space.host_id, space.generation
+        raise NotJoined(self.lockspace, joining=False)
+
+    def _next(self, name: str) -> int:
+        """
+        A place that is nobody's, and is nobody else's from here on. Raises StoreBroken.
+
+        Nothing is believed about it that can be looked at: where leases of ours lie, none is made.
+        """
+        room = layout.places(self.blocks.size())
+        number = self._mark()
+        if number is None or number >= room or not self._unused(number):
+            taken = {one.entry.place for one in self.everything()[0] if one.entry.state != REMOVED}
+            free = (one for one in range(room) if one not in taken and self._unused(one))
+            number = next(free, room)
+        if number >= room:
+            raise StoreBroken(self.path, f"all its {room} places for leases are taken", self.larger())
+        after = max(number + 1, self._mark() or 0)
+        body = _notes.text({"next": after})
+        self._write(layout.NEXT, layout.seal(layout.NEXT_KIND, self.cluster, layout.NEXT, body))
+        return number
+
+    @staticmethod
+    def larger() -> str:
+        """What to do about a device that is too small."""
+        return (
+            "make it larger: each place takes 4 MiB (`lvextend -L +1G VG/LV`, then `lvchange --refresh VG/LV` on the"
+            " other hosts), and start it again"
+        )
+
+    def _mark(self) -> Optional[int]:
+        found = layout.unseal(layout.NEXT_KIND, self.cluster, layout.NEXT, self.blocks.read(layout.NEXT))
+        members = _notes.members(found[1]) if found is not None else None
+        number = (members or {}).get("next")
+        return number if type(number) is int and number >= 0 else None
+
+    def _unused(self, number: int) -> bool:
+        """Whether no lease of this store's lies at a place, whole or in part."""
+        begin = layout.place(number)
+        for offset in range(begin, begin + layout.LEASES, layout.MiB):
+            found = slots.record(self.blocks.read(offset))
+            if found is not None and found[0] == self.lockspace:
+                return False
+        return True
+
+    def say_what_for(self, number: int, identity: str) -> None:
+        """Write down which identity a place is for: as much of it as there is room for."""
+        at = layout.place(number) + layout.WHAT_FOR
+        text = identity
+        while len(_notes.text({"identity": text})) > layout.BLOCK // 2:
+            text = text[: len(text) // 2]
+        self._write(at, layout.seal(layout.WHAT_KIND, self.cluster, at, _notes.text({"identity": text})))
+
+    def _set(self, where: Found, entry: Entry) -> None:
+        """Write one entry: a sector, all the rest of which stays as it is."""
+        entries = self._bucket(where.bucket)[where.piece]
+        if entries is None:
+            raise StoreBroken(self.path, _DAMAGED, _REPAIR)
+        entries[where.position] = entry
+        self._write_piece(where.bucket, where.piece, entries)
+
+    def _write_piece(self, bucket: int, piece: int, entries: Piece) -> None:
+        data = layout.encode_piece(self.cluster, bucket, piece, entries)
+        at = layout.bucket_at(bucket)
+        if self.blocks.sector == layout.PIECE:
+            self.blocks.write(at + piece * layout.PIECE, data)
+        else:
+            block = bytearray(self.blocks.read(at))
+            block[piece * layout.PIECE : (piece + 1) * layout.PIECE] = data
+            self.blocks.write(at, bytes(block))
+
+    def _write(self, at: int, block: bytes) -> None:
+        self.blocks.write(at, block)
+
+    # -- tidying -------------------------------------------------------------------------------------------------------
+
+    def spoilt(self, over: Callable[[int, int], bool]) -> List[Found]:
+        """
+        Places on which somebody died. over: whether the membership of that host id and generation has ended.
+        """
+        found = [one for one in self.everything()[0] if one.entry.state in (RESERVED, SPOILT)]
+        return [one for one in found if over(one.entry.host_id, one.entry.generation)]
+
+    def free_spoilt(self, over: Callable[[int, int], bool]) -> List[Found]:
+        """Give such places free again. Raises StoreBroken, NotJoined, SanlockDown, SanlockFailed."""
+        if not self.spoilt(over):
+            return []
+        with self.alone():
+            found = self.spoilt(over)
+            for one in found:
+                # Nobody ever saw these leases: the entry was never READY.
+                begin = layout.place(one.entry.place)
+                for offset in range(begin, begin + layout.LEASES, layout.MiB):
+                    self.blocks.write(offset, bytes(layout.BLOCK))
+                self._set(one, one.entry._replace(state=REMOVED))
+            return found
+
+    def mend(self) -> None:
+        """
+        Make the damaged pieces of the index anew, from the leases themselves: each begins with its name.
+
+        Raises LeaseDamaged where two places claim to be one lease's, and what `alone` raises.
+        """
+        with self.alone():
+            found, damaged = self.everything()
+            if not damaged:
+                return
+            taken = {one.entry.place for one in found if one.entry.state != REMOVED}
+            known = {one.entry.name for one in found if one.entry.state == READY}
+            lost: Dict[str, List[Tuple[int, int]]] = {}  # by name: version and place
+            for number in range(layout.places(self.blocks.size())):
+                lease = self._lease_at(number) if number not in taken else None
+                if lease is not None and lease[0] not in known:
+                    lost.setdefault(lease[0], []).append((lease[1], number))
+            for name, places in lost.items():
+                # One place is the lease's, on others somebody may have died: those nobody ever acquired.
+                if sorted(places)[-2:-1] > [(1, 0)]:
+                    raise LeaseDamaged(self.path, name, -errno.EUCLEAN)
+            for bucket, piece in damaged:
+                self._write_piece(bucket, piece, {})
+            for name, places in lost.items():
+                free = self._search(name)[1]
+                if free is None:
+                    raise StoreBroken(self.path, "its index is full")
+                self._set(free, Entry(name, max(places)[1], READY))
+
+    def _lease_at(self, number: int) -> Optional[Tuple[str, int]]:
+        """Name and version of the lease at a place; None where there are not all three."""
+        begin = layout.place(number)
+        blocks = [self.blocks.read(begin + part * layout.MiB) for part in range(3)]
+        found = [slots.record(block) for block in blocks]
+        name = found[0][1] if found[0] is not None else ""
+        wanted = [(self.lockspace, one) for one in slots.names(name)]
+        if [one[:2] if one else None for one in found] != wanted or len(name) != 40:
+            return None
+        return name, int(slots.RECORD.unpack_from(blocks[0])[8])
