@@ -3,10 +3,9 @@
 
 import argparse
 import os
-import time
 from typing import Any, Dict, List, Tuple
 
-from vmguard import host, instance, overrides, paths
+from vmguard import host, instance, overrides
 from vmguard.agent import defining
 from vmguard.claims import Mode
 from vmguard.cli import _show
