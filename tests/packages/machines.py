@@ -25,8 +25,8 @@ BASE = os.environ.get("VMGUARD_PACKAGES_BASE", "/var/tmp/vmguard-packages")
 
 # What the packages depend on and recommend is there already: they themselves are then installed offline.
 INCLUDED = (
-    "python3 python3-lxml python3-libvirt libvirt-daemon-system libvirt-clients sanlock qemu-system-x86 qemu-utils procps"
-    " bash-completion e2fsprogs iproute2"
+    "python3 python3-lxml python3-libvirt python3-pyudev libvirt-daemon-system libvirt-clients sanlock qemu-system-x86"
+    " qemu-utils procps bash-completion e2fsprogs iproute2"
 ).split()
 PLUGIN = {"bookworm": "libvirt-sanlock"}  # later: libvirt-daemon-plugin-sanlock
 

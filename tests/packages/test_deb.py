@@ -260,6 +260,31 @@ def test_removal_that_cannot_be(running: Machine, built: Built) -> None:
     running.start(guest("two", [path]))
 
 
+def test_removed_where_the_set_up_is_half_gone(running: Machine, built: Built) -> None:
+    """Without the record of the set-up the hook would still be there, and refuse once the library is gone."""
+    apt(running, "install", *put(running, built, "0.1.0"))
+    set_up(running)
+    running.run("rm", "/var/lib/vmguard/host.json")
+    apt(running, "remove", "vmguard", "python3-vmguard")
+    assert not guarded(running)
+    running.start(guest("one", [running.image("disk.img")]))
+
+
+def test_purge_takes_a_hook_that_was_put_back(running: Machine, built: Built) -> None:
+    apt(running, "install", *put(running, built, "0.1.0"))
+    set_up(running)
+    hook = running.read("/etc/libvirt/hooks/qemu.d/50-vmguard")
+    apt(running, "remove", "vmguard", "python3-vmguard")
+    running.run("mkdir", "-p", "/etc/libvirt/hooks/qemu.d")
+    running.write("/etc/libvirt/hooks/qemu.d/50-vmguard", hook)
+    running.run("chmod", "755", "/etc/libvirt/hooks/qemu.d/50-vmguard")
+    # The package is gone, and so is the set-up: it lets pass, also before the purge.
+    running.start(guest("one", [running.image("one.img")]))
+    apt(running, "purge", "vmguard")
+    assert not guarded(running)
+    running.start(guest("two", [running.image("two.img")]))
+
+
 def test_removed_after_a_power_cut(machine: Machine, built: Built) -> None:
     """No daemon runs, /run is empty: the package goes all the same, and leaves libvirt as it was."""
     machine.start_daemons()

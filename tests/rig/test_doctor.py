@@ -13,8 +13,8 @@ from test_setup import fresh1, fresh2, installed, words  # noqa: F401
 
 HOOK = "/etc/libvirt/hooks/qemu.d/50-vmguard"
 
-# What no host of the rig has: a watchdog, systemd.
-RIG = {"watchdog", "boot", "host-name"}
+# What no host of the rig has: a watchdog, systemd with its units.
+RIG = {"watchdog", "boot", "host-name", "agent"}
 
 
 @pytest.fixture

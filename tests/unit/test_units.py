@@ -2,6 +2,7 @@
 """The units of systemd: that it understands them, and in what order a host with them comes up."""
 
 import configparser
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -33,7 +34,7 @@ def values(unit: Path, section: str, key: str) -> List[str]:
 def test_systemd_understands_it(unit: Path, tmp_path: Path) -> None:
     if shutil.which("systemd-analyze") is None:
         pytest.skip("needs systemd-analyze")
-    text = unit.read_text().replace("@bindir@/vmguard", "/bin/true")
+    text = re.sub(r"@bindir@/\w+", "/bin/true", unit.read_text())
     (tmp_path / unit.name).write_text(text)
     words = ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", str(tmp_path / unit.name)]
     done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

@@ -3,10 +3,9 @@
 
 import argparse
 import os
-import time
 from typing import Any, Dict, List, Tuple
 
-from vmguard import host, instance, overrides, paths
+from vmguard import host, instance, overrides
 from vmguard.agent import defining
 from vmguard.claims import Mode
 from vmguard.cli import _show
@@ -66,7 +65,7 @@ def report_of() -> Tuple[Dict[str, Any], List[Error]]:
     except CannotTell as error:
         unknown.append(error)
     report["instances"] = [_instance(one) for one in instance.load_all()]
-    report["agent"] = {"watching": _watching()}
+    report["agent"] = {"watching": daemons.agent_watches()}
     report["definitions"] = {name: [one._asdict() for one in found] for name, found in defining.known().items()}
     report["overrides"] = [one._asdict() for one in overrides.pending()]
     report["notes"] = _notes(report)
@@ -82,18 +81,6 @@ def _renewal(store: Store) -> Dict[str, Any]:
             age = int(now.daemon.settings.get("monotime", space.renewed)) - space.renewed
             return {"renewed_ago": max(0, age), "io_timeout": space.io_timeout, "renewal_result": space.renewal_result}
     return {}
-
-
-# The agent touches its file every other second.
-_AGENT_SILENT = 15.0
-
-
-def _watching() -> bool:
-    """Whether vmguardd is at work."""
-    try:
-        return time.time() - os.stat(os.path.join(paths.RUN, "watching.json")).st_mtime < _AGENT_SILENT
-    except OSError:
-        return False
 
 
 def _hosts(store: Store) -> List[Dict[str, Any]]:

@@ -4,7 +4,8 @@
 from vmguard import host, instance, overrides
 from vmguard.doctor.check import Findings, check, doubtful, ok, wrong
 from vmguard.doctor.look import Look
-from vmguard.setup import adoption
+from vmguard.setup import adoption, daemons
+from vmguard.setup.steps import AGENT_UNIT
 
 
 def _adopt(_: Look) -> None:
@@ -33,6 +34,24 @@ def guests(look: Look) -> Findings:
         bad += bool(missing or one.frozen)
     if not unguarded and not bad:
         yield ok(f"{len(records)} guests run, all with their leases" if records else "no guest runs")
+
+
+def _start_agent(_: Look) -> None:
+    if daemons.systemd_runs():
+        daemons.enable_unit(AGENT_UNIT)
+        daemons.start_unit(AGENT_UNIT)
+
+
+@check("agent", mend=_start_agent)
+def agent(look: Look) -> Findings:
+    """vmguardd sees what no hook is called for: hot-plugged disks, snapshots, changes of media."""
+    if look.config() is None:
+        return
+    if daemons.agent_watches():
+        yield ok("vmguardd is at work")
+    else:
+        says = "vmguardd does not run: what is plugged into running guests is not claimed"
+        yield doubtful(says, f"systemctl enable --now {AGENT_UNIT}", mendable=daemons.systemd_runs())
 
 
 @check("overrides")

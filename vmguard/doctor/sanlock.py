@@ -6,7 +6,7 @@ import re
 from typing import Optional
 
 from vmguard import host
-from vmguard.doctor.check import Findings, check, doubtful, ok, unknown, wrong
+from vmguard.doctor.check import Findings, check, doubtful, ok, wrong
 from vmguard.doctor.look import Look
 from vmguard.errors import SanlockDown
 from vmguard.leases import status
@@ -145,15 +145,16 @@ def user(look: Look) -> Findings:
     found, store = look.sanlock(), look.store()
     if found is None or store is None:
         return
-    path = os.path.join(store.path, "lockspace")
+    path, daemon = store.lockspace_path, found.daemon
     owner = os.stat(path)
-    daemon = found.daemon
-    if daemon.uid in (0, owner.st_uid) and owner.st_mode & 0o600 == 0o600:
-        yield ok(f"sanlock (user {daemon.uid}, group {daemon.gid}) can write {path}")
-    elif daemon.gid == owner.st_gid and owner.st_mode & 0o060 == 0o060:
-        yield ok(f"sanlock (user {daemon.uid}, group {daemon.gid}) can write {path}")
-    elif daemon.uid == 0:
-        yield unknown(f"{path} has mode {owner.st_mode & 0o7777:o}", f"chmod 660 {path}")
+    listed = re.search(r"(?m)^Groups:(.*)$", look.read(f"/proc/{daemon.pid}/status") or "")
+    groups = {daemon.gid, *(int(word) for word in (listed.group(1).split() if listed else ()))}
+    if daemon.uid == 0 or (daemon.uid == owner.st_uid and owner.st_mode & 0o600 == 0o600):
+        yield ok(f"sanlock (user {daemon.uid}) can write {path}")
+    elif owner.st_gid in groups and owner.st_mode & 0o060 == 0o060:
+        yield ok(f"sanlock (user {daemon.uid}, by group {owner.st_gid}) can write {path}")
+    elif store.kind == "device":
+        yield wrong(f"sanlock (user {daemon.uid}) cannot write {path}", f"add sanlock's user to group {owner.st_gid}")
     else:
         fix = f"chgrp -R {daemon.gid} {store.path}; chmod -R g+rwX {store.path}"
         yield wrong(f"sanlock (user {daemon.uid}, group {daemon.gid}) cannot write {path}", fix)

@@ -10,7 +10,7 @@ import subprocess
 import time
 from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
 
-from vmguard import host
+from vmguard import host, paths
 from vmguard.errors import Misconfigured
 from vmguard.setup import others
 
@@ -131,6 +131,18 @@ def libvirt_version() -> Optional[Tuple[int, ...]]:
         if match:
             return tuple(int(part) for part in match.groups())
     return None
+
+
+# Seconds. The agent touches its file every other one.
+_AGENT_SILENT = 15.0
+
+
+def agent_watches() -> bool:
+    """Whether vmguardd is at work."""
+    try:
+        return time.time() - os.stat(os.path.join(paths.RUN, "watching.json")).st_mtime < _AGENT_SILENT
+    except OSError:
+        return False
 
 
 def systemd_runs() -> bool:
