@@ -21,7 +21,7 @@ _HIDDEN = re.compile(
     r"|^(?:pvmove\d+|lvol\d+_pmspare)$"
 )
 # Of these, the ones that are part of just one volume, which bears their name.
-_OF_ONE = re.compile(r"_(?:(?:rimage|rmeta|mimage)_\d+|mlog|corig|wcorig|iorig|imeta)$")
+_OF_ONE = re.compile(r"_(?:(?:rimage|rmeta|mimage)_\d+(?:_(?:iorig|imeta))?|mlog|corig|wcorig|iorig|imeta)$")
 _POOLS = ("tpool", "vpool")  # layers that only one host may have active, and many volumes lie on
 _BACKUP = "/etc/lvm/backup"
 # Folders of /dev that are no volume groups.
