@@ -179,9 +179,12 @@ def md(cluster: Guarded) -> Iterator[Laid]:
     wipe(cluster, path)
     one.shell(f"sgdisk -n1:0:+32M -n2:0:+32M {path}")
     reread(cluster, path)
+    # What udev would put together by itself, it would on both nodes, and while it is being made.
+    both(cluster, "grep -q '^AUTO' /etc/mdadm/mdadm.conf || echo 'AUTO -all' >>/etc/mdadm/mdadm.conf")
     try:
         legs = f"{path}-part1 {path}-part2"
-        one.shell(f"mdadm --create /dev/md/kinds -q --run --level=1 --raid-devices=2 --metadata=1.2 {legs}")
+        one.shell(f"mdadm --create /dev/md/kinds -q --run --level=1 --raid-devices=2 --metadata=1.2 {legs}", check=False)
+        eventually(lambda: one.exists("/dev/md/kinds"), "the array is there", within=120, every=1)
         one.run("mdadm", "--wait", "/dev/md/kinds", check=False)
         two.shell(f"[ -e /dev/md/kinds ] || mdadm --assemble /dev/md/kinds {legs}; udevadm settle")
         at = {node.number: node.shell("readlink -f /dev/md/kinds").out.strip() for node in (one, two)}
@@ -189,6 +192,7 @@ def md(cluster: Guarded) -> Iterator[Laid]:
         yield Laid("/dev/md/kinds", "/dev/md/kinds", "md:[0-9a-f]{32}", list(at.items()), parts)
     finally:
         both(cluster, "mdadm --stop --scan; udevadm settle", check=False)
+        one.shell(f"mdadm --zero-superblock {path}-part1 {path}-part2", check=False)
         wipe(cluster, path)
 
 
