@@ -13,6 +13,7 @@ import time
 from vmguard import errors
 from vmguard._typing import TYPE_CHECKING, Callable, Dict, List, Optional
 from vmguard.claims import Claim
+from vmguard.storage import lvm
 from vmguard.text import duration, moment, plain, quoted, typed
 
 if TYPE_CHECKING:
@@ -275,12 +276,12 @@ def _bad_domain(error: errors.BadDomain, domain: str, now: float) -> List[str]:
 
 def _unresolvable(error: errors.Unresolvable, domain: str, now: float) -> List[str]:
     what = error.what or "a disk"
-    return _cannot_tell(
-        domain,
-        f"what {what} is could not be found out",
-        f"{plain(error.path)}: {error.why}",
-        "make the path available on this host, or correct it in the definition",
-    )
+    do = "make the path available on this host, or correct it in the definition"
+    volume = lvm.named(error.path) if error.missing else None
+    if volume:
+        # -asy is -ay where no lock manager keeps the group
+        do = f"if it is a volume of LVM, which is not active on this host: lvchange -asy {volume}; else {do}"
+    return _cannot_tell(domain, f"what {what} is could not be found out", f"{plain(error.path)}: {error.why}", do)
 
 
 def _sanlock_failed(error: errors.SanlockFailed, domain: str, now: float) -> List[str]:

@@ -36,6 +36,7 @@ SAMPLES = [
     errors.InUse(CLAIM, [HOLDER._replace(slot="drain")]),
     errors.BadDomain("it has no uuid", 4),
     errors.Unresolvable("/srv/b.img", "there is no such file", "disk vda"),
+    errors.Unresolvable("/dev/vg/web", "no such file or directory", "disk vda", missing=True),
     errors.SanlockFailed("acquire", -210, "/srv/b.img"),
     errors.SanlockFailed("acquire", -5, "/srv/b.img"),
     errors.SanlockDown(111),
@@ -79,3 +80,24 @@ def test_hostile_names_cannot_forge_lines() -> None:
     text = report.sentence(errors.InUse(CLAIM, [holder]), "web\n2", NOW)
     assert text.count("\n  do: ") == 1
     assert "\x1b" not in text
+
+
+@pytest.mark.parametrize(
+    "path, volume",
+    [
+        ("/dev/vg-guests/web", "vg-guests/web"),
+        ("/dev/mapper/vg--guests-web--1", "vg-guests/web-1"),
+        ("/dev/disk/by-id/dm-name-vg-web", "vg/web"),
+        ("/dev/mapper/mpatha", ""),
+        ("/dev/disk/by-id", ""),
+        ("/dev/vg/web; reboot", ""),
+        ("/dev/vg/we\nb", ""),
+        ("/srv/web", ""),
+    ],
+)
+def test_a_volume_that_is_not_there_may_be_inactive(path: str, volume: str) -> None:
+    gone = errors.Unresolvable(path, "no such file or directory", "disk vda", missing=True)
+    words = report.sentence(gone, "web")
+    assert f"lvchange -asy {volume};" in words if volume else "lvchange" not in words
+    # what is there and cannot be read is not activated into being readable
+    assert "lvchange" not in report.sentence(errors.Unresolvable(path, "input/output error", "disk vda"), "web")

@@ -24,6 +24,8 @@ _NETWORK_HOSTS = (
 )
 # Buses within one machine, as they show in a path in sysfs: SATA, USB, virtio, Hyper-V, scsi_debug.
 _LOCAL_BUS = re.compile(r"/(?:ata\d+|usb\d+|virtio\d+|VMBUS:\d+|pseudo_\d+)/")
+# Of these, one on which a disk has a worldwide name only if somebody gave it one: who shares a disk between machines does.
+_NAMED_BUS = re.compile(r"/virtio\d+/")
 _LOCAL_HOSTS = (
     "vmw_pvscsi",
     "storvsc",
@@ -75,6 +77,8 @@ def scsi(host: Host, parent: str, node: str, device: Optional[Devno] = None) -> 
     name = _designator(host.bytes(parent + "/vpd_pg83") or b"") or _by_wwid(host, parent) or _by_udev(host, device)
     also = _iscsi(host, parent)
     if name and (name.worldwide or transport != "local"):
+        if name.worldwide and _NAMED_BUS.search(parent):
+            transport = "shared"
         reasons = (f"the disk {name.text} ({name.source}), {transport}",)
         return Storage(f"lun:{name.text}", node, "lun", also, others_see_it=transport == "shared", reasons=reasons)
     if transport == "local":

@@ -7,6 +7,7 @@ Something that merely lies on it is no use (a signature of LVM, an unmounted loo
 
 import stat
 
+from vmguard._light import re
 from vmguard._typing import List, Optional, Tuple
 from vmguard.storage import block, dm, loops, lvm
 from vmguard.storage.facts import Devno, Stat
@@ -14,6 +15,9 @@ from vmguard.storage.host import DEPTH_LIMIT, Host, unescape
 
 _MOUNTED = ("ext4", "xfs", "f2fs", "bcachefs")  # have a directory for each mounted device, whatever the mount namespace
 # LIO and nvmet, the kernel's own targets: the attribute that names the file or device they serve
+# targetcli writes udev_path; of a target that was made without it the kernel's own words tell (target_core_file.c, _iblock.c).
+_LIO_FILE = re.compile(r"File: (/.*?)  Size: ")
+_LIO_DEVICE = re.compile(r"Major: (\d+) Minor: (\d+)")
 _SERVED = (("/sys/kernel/config/target/core", "udev_path"), ("/sys/kernel/config/nvmet/subsystems", "device_path"))
 
 
@@ -131,12 +135,16 @@ def _served(host: Host, found: Stat) -> Optional[str]:
         for one in host.names(base):
             for two in _objects(host, f"{base}/{one}"):
                 path = host.text(f"{two}/{attribute}") or ""
+                info = "" if path else host.text(f"{two}/info") or ""
+                opened = _LIO_FILE.search(info)
+                path = opened.group(1) if opened else path
                 there = host.lookup(path) if path.startswith("/") else None
-                same = there and (
-                    there.rdev == found.rdev
-                    if stat.S_ISBLK(found.mode)
-                    else (there.device, there.inode) == (found.device, found.inode)
-                )
+                number = _LIO_DEVICE.search(info)
+                rdev = (int(number.group(1)), int(number.group(2))) if number else there.rdev if there else None
+                if stat.S_ISBLK(found.mode):
+                    same = rdev == found.rdev
+                else:
+                    same = there is not None and (there.device, there.inode) == (found.device, found.inode)
                 if same:
                     return f"served to other hosts ({two})"
     return None

@@ -21,9 +21,11 @@ _HIDDEN = re.compile(
     r"|^(?:pvmove\d+|lvol\d+_pmspare)$"
 )
 # Of these, the ones that are part of just one volume, which bears their name.
-_OF_ONE = re.compile(r"_(?:(?:rimage|rmeta|mimage)_\d+|mlog|corig|wcorig|iorig|imeta)$")
+_OF_ONE = re.compile(r"_(?:(?:rimage|rmeta|mimage)_\d+(?:_(?:iorig|imeta))?|mlog|corig|wcorig|iorig|imeta)$")
 _POOLS = ("tpool", "vpool")  # layers that only one host may have active, and many volumes lie on
 _BACKUP = "/etc/lvm/backup"
+# Folders of /dev that are no volume groups.
+_NO_GROUPS = ("block", "bus", "char", "disk", "drbd", "mapper", "md", "net", "rbd", "shm", "vfio", "zvol")
 
 
 class _Map(NamedTuple):
@@ -68,6 +70,16 @@ def title(host: Host, sys: str) -> Optional[str]:
     """VG/LV, if it is a map of LVM's."""
     map_ = _map(host, sys)
     return f"{map_.vg_name}/{map_.lv_name}" if map_ else None
+
+
+def named(path: str) -> Optional[str]:
+    """The volume, as VG/LV, that would be behind a path of that form if it were active; None for any other form."""
+    found = re.fullmatch(r"/dev/(?:mapper/|disk/by-id/dm-name-)([\w+.-]+)", path)
+    if found:
+        vg, lv = _names(found.group(1))
+        return f"{vg}/{lv}" if lv else None
+    found = re.fullmatch(r"/dev/([\w+.-]+)/([\w+.-]+)", path)
+    return f"{found.group(1)}/{found.group(2)}" if found and found.group(1) not in _NO_GROUPS else None
 
 
 def dashed(digits: str) -> str:
