@@ -21,7 +21,8 @@ from vmguard.leases import Lease, client, slots
 from vmguard.member import Here
 from vmguard.owning import hand_over, qemu_of, unwatch_orphans
 from vmguard.report import sentence
-from vmguard.taking import PATIENCE, has, pass_over, write_note, writer_of
+from vmguard.taking import PATIENCE, has
+from vmguard.writers import pass_over, write_note, writer_of
 
 BLKFLSBUF = 0x1261  # linux/fs.h: write a block device's cache out, and forget it
 

@@ -38,7 +38,8 @@ from vmguard.leases.store import Store
 from vmguard.member import Here, here
 from vmguard.owning import qemu_of
 from vmguard.report import sentence
-from vmguard.taking import HELD_HERE, MOMENT, OWNED, PATIENCE, acquire, write_notes, writer_of
+from vmguard.taking import HELD_HERE, MOMENT, OWNED, PATIENCE, acquire
+from vmguard.writers import write_notes, writer_of
 
 
 class Joined(NamedTuple):

@@ -16,16 +16,8 @@ from vmguard.host import Process, Qemu
 from vmguard.instance import Instance, Want
 from vmguard.leases import Lease, Lock, client, slots
 from vmguard.member import Here
-from vmguard.taking import (
-    HELD_HERE,
-    MOMENT,
-    NOT_JOINED,
-    ORPHAN_HERE,
-    OWNED,
-    OWNER_SILENT,
-    write_note,
-    writer_of,
-)
+from vmguard.taking import HELD_HERE, MOMENT, NOT_JOINED, ORPHAN_HERE, OWNED, OWNER_SILENT
+from vmguard.writers import write_note, writer_of
 
 BUSY = {-16}  # another command about the same process is under way: that says nothing about a lease
 
