@@ -39,7 +39,7 @@ class Agent:
 
     def events(self, *words: str) -> List[Dict[str, Any]]:
         """What was written down since this agent was made; of these kinds."""
-        lines = self.host.read(EVENTS).splitlines()[self._from :]
+        lines = self.host.read(EVENTS).rpartition("\n")[0].splitlines()[self._from :]  # one may be half written
         found = [json.loads(line) for line in lines]
         return [one for one in found if not words or one["event"] in words]
 

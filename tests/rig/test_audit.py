@@ -163,7 +163,8 @@ def test_figures_of_a_host(node1: Host, node2: Host, images: Images) -> None:
         return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
 
     def check() -> str:
-        done = node1.run("/usr/bin/python3", "-c", PLUGIN, check=False)
+        # On a machine that is busy a renewal takes longer than three of the io_timeouts of the rig.
+        done = node1.run("/usr/bin/python3", "-c", PLUGIN, "-w", "60", "-c", "120", check=False)
         line = done.out.splitlines()[0]
         assert line.split()[1] == ("OK", "WARNING", "CRITICAL", "UNKNOWN")[done.status], done
         return line

@@ -61,6 +61,7 @@ class Monitor:
         self._udev: Any = None
         self._mounts: Optional[Tuple[int, Any]] = None
         self._searched: Dict[str, float] = {}
+        self._due: Dict[str, bool] = {}  # what is to be searched for: whether it was written, and not by its QEMU
         self._thread = ThreadPoolExecutor(1, "storage")
         self._tasks: Set[asyncio.Task[None]] = set()
 
@@ -279,27 +280,30 @@ class Monitor:
         for path, written in self._files.changes():
             seen[path] = seen.get(path, False) or written
         held = {one.path: one for one in self._held}
-        now = time.monotonic()
         for path, written in seen.items():
-            last = self._searched.get(path, -_SEARCH)
-            if path not in held or (last > now and not written):
-                continue  # he is looked for soon, whoever it is
-            self._searched[path] = max(now, last + _SEARCH)
-            task = asyncio.ensure_future(self._search(held[path], written))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            if path not in held:
+                continue
+            quiet = written and self._quiet(held[path].uuid)
+            known = path in self._due
+            self._due[path] = self._due.get(path, False) or quiet
+            if not known:  # else he is looked for soon, whoever it is
+                task = asyncio.ensure_future(self._search(held[path]))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
 
-    async def _search(self, one: Held, written: bool) -> None:
+    async def _search(self, one: Held) -> None:
         """Who has it open for writing, or had until now."""
-        quiet = self._quiet(one.uuid)
-        if not written:
-            await asyncio.sleep(max(0.0, self._searched.get(one.path, 0.0) - time.monotonic()))
+        last = self._searched.get(one.path)
+        if last is not None:
+            await asyncio.sleep(max(0.0, last + _SEARCH - time.monotonic()))
+        self._searched[one.path] = time.monotonic()
+        written = self._due.pop(one.path, False)
         others = await asyncio.get_running_loop().run_in_executor(self._thread, writers, one.path)
         mine = {qemu.process.pid for qemu in host.qemu_processes() if qemu.uuid == one.uuid} if others else set()
         for pid, name in others:
             if pid not in mine:
                 self._about(one, "opened", f"{name} (pid {pid}) has it open for writing", pid=pid, program=name)
-        if written and quiet and not any(pid not in mine for pid, _ in others):
+        if written and not any(pid not in mine for pid, _ in others):
             self._about(one, "opened", "somebody had it open for writing, who has ended already")
 
 
