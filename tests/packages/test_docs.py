@@ -4,6 +4,7 @@ The commands of the documentation: each of vmguard's is one that vmguard knows, 
 are carried out, as they stand there.
 """
 
+import argparse
 import contextlib
 import io
 import re
@@ -45,18 +46,19 @@ def commands(page: Path) -> List[Command]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_of_vmguard_are_known(page: Path) -> None:
-    """In consoles, and in the text."""
-    inline = re.findall(r"`(vmguard [a-z][^`]*)`", page.read_text())
-    for text in [*(one.text for one in commands(page) if one.text.startswith("vmguard ")), *inline]:
-        words = [word for word in shlex.split(text.split(" >")[0].replace("…", "x")) if word != "..."]
-        mentioned = ("lint", "check", "explain", "override", "identify", "define", "report", "audit")
-        if words[1] in mentioned and not [word for word in words[2:] if not word.startswith("--")]:
-            continue  # without what it is to be about
+    """In consoles the whole line; in the text, where a command may only be mentioned, its name and its options."""
+    for text in (one.text for one in commands(page) if one.text.startswith("vmguard ")):
         with contextlib.redirect_stderr(io.StringIO()) as said:
             try:
-                parser().parse_args(words[1:])
+                parser().parse_args(shlex.split(text.split(" >")[0])[1:])
             except SystemExit:
                 pytest.fail(f"{page.name}: {text}: {said.getvalue()}")
+    known = next(each for each in parser()._actions if isinstance(each, argparse._SubParsersAction)).choices
+    for text in re.findall(r"`(vmguard [a-z][^`]*)`", page.read_text()):
+        words = text.split()
+        assert words[1] in known, f"{page.name}: {text}"
+        for option in (word.partition("=")[0] for word in words if word.startswith("--")):
+            assert option in known[words[1]]._option_string_actions or words[1] == "store", f"{page.name}: {text}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
