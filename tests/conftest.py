@@ -4,12 +4,17 @@
 import os
 from typing import Iterator, NamedTuple
 
+import hypothesis
 import pytest
 from sanlock_hosts import SANLOCK, Cluster, Host
 
 from vmguard import host as this_host
 from vmguard.leases import lockspace
 from vmguard.leases.store import Store
+
+# How fast examples come is no matter of this code: the machine may be busy.
+hypothesis.settings.register_profile("busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("busy")
 
 
 def pytest_configure(config: pytest.Config) -> None:

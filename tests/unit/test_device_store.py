@@ -14,7 +14,7 @@ from typing import Any, Callable, List
 
 import pytest
 from conftest import Pair, joined
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sanlock_hosts import Cluster, Host, wait_until
 from test_store import NOTE, in_parallel
@@ -142,7 +142,6 @@ def test_garbage_is_no_frame(data: bytes) -> None:
 text = st.text(max_size=5000)
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(text, text, st.lists(text, max_size=70), st.lists(st.tuples(text, text), max_size=20), st.sampled_from([4096, 16384]))
 def test_a_note_fits_whatever_is_in_it(domain: str, path: str, restored: Any, disks: Any, room: int) -> None:
     """A start must not fail for it; who has the lease, and at which version, is never left out."""
