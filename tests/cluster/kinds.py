@@ -81,6 +81,9 @@ LAYERED = {
     "thin1": ("pool-tpool", "pool_tdata", "pool_tmeta"),
 }
 
+# LVM checks a cache before it activates it: one that another node uses never passes.
+ALONE = ("cached", "pooled")
+
 
 @contextmanager
 def layered_volumes(cluster: Guarded) -> Iterator[None]:
@@ -93,10 +96,10 @@ def layered_volumes(cluster: Guarded) -> Iterator[None]:
     first.shell(f"sgdisk -n1:0:+120M -n2:0:+120M {path}")
     reread(cluster, path)
     try:
-        first.shell(f"vgcreate -qq -y --lock-type none {GROUP} {path}-part1 {path}-part2", within=90)
+        first.shell(f"vgcreate -qq -y --lock-type none --setautoactivation n {GROUP} {path}-part1 {path}-part2", within=90)
         for line in _VOLUMES:
             first.shell(line.replace("lvcreate ", "lvcreate -qq -y ").replace("lvconvert ", "lvconvert -qq -y "), within=120)
-        each(cluster.hosts, lambda node: node.shell(f"vgchange -qq -ay {GROUP}; udevadm settle", within=120))
+        each(cluster.hosts, lambda node: node.shell(f"vgchange -qq -ay {GROUP}; udevadm settle", check=False, within=120))
         yield
     finally:
         both(cluster, f"vgchange -qq -an {GROUP}", check=False)

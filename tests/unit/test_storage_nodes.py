@@ -9,7 +9,7 @@ beside what that was.
 import json
 import os
 import re
-from typing import Any, Dict, Tuple
+from typing import Any, Dict, List, Tuple
 
 import pytest
 
@@ -27,10 +27,14 @@ def load(kind: str, node: int) -> Tuple[RecordedFacts, Dict[str, Any]]:
     return RecordedFacts(record), record["laid"]
 
 
+def nodes_of(kind: str) -> List[int]:
+    return [node for node in (1, 2) if os.path.exists(os.path.join(NODES, f"{kind}-node{node}.json"))]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_identity_by_all_names_on_both_nodes(kind: str) -> None:
     seen = set()
-    for node in (1, 2):
+    for node in nodes_of(kind):
         facts, laid = load(kind, node)
         for path in laid["whole"]:
             (storage,) = resolve(HostPath(path), facts)
@@ -43,12 +47,32 @@ def test_one_identity_by_all_names_on_both_nodes(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_parts_are_not_written(kind: str) -> None:
-    for node in (1, 2):
+    for node in nodes_of(kind):
         facts, laid = load(kind, node)
         for path, words in laid["parts"].items():
             (storage,) = resolve(HostPath(path), facts)
             why = storage.not_writable or storage.used_by_host or ""
             assert why and words in why, (path, storage)
+
+
+def test_one_pool_of_thin_volumes() -> None:
+    """A pool that only one node may have, the same for both."""
+    pools = set()
+    for node in nodes_of("lvm-thin1"):
+        facts, laid = load("lvm-thin1", node)
+        (thin,) = resolve(HostPath(laid["whole"][0]), facts)
+        (pool,) = thin.one_host
+        pools.add(pool.identity)
+        assert pool.under
+    assert len(pools) == 1
+
+
+def test_a_layer_of_a_raid_names_its_volume() -> None:
+    """Also two layers deep."""
+    facts, laid = load("lvm-checked", 1)
+    for path in laid["parts"]:
+        (storage,) = resolve(HostPath(path), facts)
+        assert storage.instead == laid["whole"][0], storage
 
 
 def test_a_virtio_disk_with_a_worldwide_name_is_shared() -> None:
