@@ -91,7 +91,7 @@ cluster: cluster-deps
 	VMGUARD_CLUSTER=must $(PYTEST) tests/cluster $(TESTS)
 
 cluster-smoke: cluster-deps
-	VMGUARD_CLUSTER=must $(PYTEST) tests/cluster -m smoke
+	VMGUARD_CLUSTER=must $(PYTEST) tests/cluster -m smoke $(TESTS)
 
 # Ends nodes that were kept.
 cluster-down:

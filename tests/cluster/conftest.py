@@ -48,8 +48,11 @@ def pytest_collection_modifyitems(items: List[pytest.Item]) -> None:
     if why and os.environ.get("VMGUARD_CLUSTER") == "must":
         raise pytest.UsageError(f"the cluster cannot run: it {why}")
     for item in items:
-        if why and str(item.path).startswith(HERE):
-            item.add_marker(pytest.mark.skip(reason=f"the cluster {why}"))
+        if str(item.path).startswith(HERE):
+            # The first test also waits for the image and for the nodes.
+            item.add_marker(pytest.mark.timeout(1800))
+            if why:
+                item.add_marker(pytest.mark.skip(reason=f"the cluster {why}"))
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -73,6 +76,8 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[Guarded]:
     request.session.vmguard_cluster = made  # type: ignore[attr-defined]
     try:
         made.prepare()
+        if KEEP:  # of a run that was killed
+            each(made.hosts, Node.remove_all_guests)
         yield made
     finally:
         made.destroy()
@@ -101,7 +106,7 @@ def put_to_rest(cluster: Guarded, node: Node) -> List[str]:
         return [BROKEN]
     node.remove_all_guests()
     try:
-        hosts.eventually(lambda: not node.leftovers(), "at rest", within=20, every=0.5)
+        hosts.eventually(lambda: not node.leftovers(), "at rest", within=20 * cluster.patience, every=0.5)
     except AssertionError:
         return node.leftovers()
     return []

@@ -7,6 +7,7 @@ The cluster as its administrator makes it: guests on single volumes of one share
     /srv/shared     GFS2 on vg-guests/shared, by lock_dlm: images, and vmguard's store
 """
 
+import hashlib
 import os
 import struct
 import subprocess
@@ -14,7 +15,7 @@ from typing import List, NamedTuple, Sequence, Tuple
 
 from guests import IDLE, SECTOR, WITNESS_LBA, Count
 from hosts import LOG_HOOK, PROJECT, eventually
-from nodes import Machines, Node, each
+from nodes import BOOT, Machines, Node, each
 
 VG = "vg-guests"
 MOUNT = "/srv/shared"
@@ -22,6 +23,7 @@ STORE = MOUNT + "/vmguard"
 # Seconds. GFS2 stands still while a dead node is fenced and its journal replayed: eight times this must be longer than
 # corosync's token (4 s) and consensus (4.8 s) with that, or the survivor loses its own leases.
 IO_TIMEOUT = 4
+INSTALLED = "/usr/src/vmguard.sha256"
 HOOK_FOLDER = "/etc/libvirt/hooks/qemu.d"
 
 
@@ -48,9 +50,13 @@ class Guarded(Machines):
         first = self.hosts[0]
         if not first.exists(f"/dev/{VG}"):
             self._make_storage()
-        each(self.hosts, self.install)
-        for node in self.hosts:  # the first makes the store, the others find it
+        source = self.source()
+        digest = hashlib.sha256(source).hexdigest()
+        stale = [node for node in self.hosts if node.read(INSTALLED).strip() != digest or not self.healthy(node)]
+        each(stale, lambda node: self.install(node, source))
+        for node in stale:  # the first makes the store, the others find it
             self.set_up(node)
+            node.write(INSTALLED, digest)
 
     def _make_storage(self) -> None:
         first = self.hosts[0]
@@ -60,6 +66,10 @@ class Guarded(Machines):
             )
         )
         each(self.hosts, lambda node: node.shell(f"blockdev --rereadpt {self.disks[0].by_id}; udevadm settle"))
+        # A host that comes back under the name it died with is waited for by nobody. Setup would write one of its own, which
+        # sanlock reads when it starts.
+        named = "echo our_host_name = {} >/etc/sanlock/sanlock.conf; systemctl restart sanlock"
+        each(self.hosts, lambda node: node.shell(named.format(node.name)))
         # While there is no shared group and the DLM runs, lvmlockd has taken the DLM for the home of its global lock.
         each(self.hosts, lambda node: node.shell("lvmlockctl --stop-lockspaces --wait 1; systemctl stop dlm"))
         each(self.hosts, lambda node: node.run("systemctl", "restart", "lvmlockd"))
@@ -77,13 +87,15 @@ class Guarded(Machines):
 
     # -- the project ----------------------------------------------------------------------------------------------------
 
-    def install(self, node: Node) -> None:
-        """As a user does from the sources."""
+    def source(self) -> bytes:
+        """The project, as a tar that is the same for the same files."""
         parts = ["Makefile", "vmguard", "hooks", "udev", "conf", "man", "packaging", "docs"]
-        source = subprocess.run(
-            ["tar", "-C", PROJECT, "--exclude=__pycache__", "-cz", *parts], stdout=subprocess.PIPE, check=True
-        ).stdout
-        node.run("sh", "-c", "rm -rf /usr/src/vmguard; mkdir /usr/src/vmguard; tar -C /usr/src/vmguard -xz", stdin=source)
+        plain = ["--sort=name", "--mtime=@0", "--owner=0", "--group=0", "--exclude=__pycache__"]
+        return subprocess.run(["tar", "-C", PROJECT, *plain, "-c", *parts], stdout=subprocess.PIPE, check=True).stdout
+
+    def install(self, node: Node, source: bytes) -> None:
+        """As a user does from the sources."""
+        node.run("sh", "-c", "rm -rf /usr/src/vmguard; mkdir /usr/src/vmguard; tar -C /usr/src/vmguard -x", stdin=source)
         node.shell("make -C /usr/src/vmguard install prefix=/usr", within=180)
         node.write(f"{HOOK_FOLDER}/99-log", LOG_HOOK, 0o755)
 
@@ -109,7 +121,7 @@ class Guarded(Machines):
         if node.pid:
             node.power_cut()
         self.boot([node])
-        eventually(lambda: self.healthy(node), f"{node} is a member again", within=240, every=1)
+        eventually(lambda: self.healthy(node), f"{node} is a member again", within=BOOT, every=1)
 
     # -- volumes --------------------------------------------------------------------------------------------------------
 

@@ -2,13 +2,14 @@
 """
 The image that all nodes boot from: Debian's own packages, from the sources that this machine has configured.
 
-It is built when it is missing (two to three minutes) and kept, under a name that is a hash of what goes into it: this file,
-the folder node/ and the sources. A node's disk is an overlay on it. The kernel is booted directly, uncompressed, with an
-initial file system of busybox and a few modules: without acceleration that halves the time to a login.
+It is built when it is missing (two to three minutes) and kept, under a name that is a hash of what goes into it: the folder
+node/, the sources, the functions that build. A node's disk is an overlay on it. The kernel is booted directly, uncompressed,
+with an initial file system of busybox and a few modules: without acceleration that halves the time to a login.
 """
 
 import fcntl
 import hashlib
+import inspect
 import lzma
 import os
 import shutil
@@ -68,14 +69,15 @@ def packages() -> List[str]:
 
 
 def _inputs() -> Iterator[str]:
-    yield os.path.abspath(__file__)
     yield from sources()
     for folder, _, names in sorted(os.walk(PARTS)):
         yield from (os.path.join(folder, name) for name in sorted(names))
 
 
 def name() -> str:
-    digest = hashlib.sha256(release().encode())
+    digest = hashlib.sha256((release() + SIZE + INIT).encode())
+    for step in (_build, _unpack_kernel, _make_initrd):
+        digest.update(inspect.getsource(step).encode())
     for path in _inputs():
         digest.update(f"{os.path.relpath(path, HERE)}\0{stat.S_IMODE(os.stat(path).st_mode):o}\0".encode())
         with open(path, "rb") as file:
@@ -94,6 +96,7 @@ def get() -> Image:
             making = folder + ".making"
             _remove(making)
             os.makedirs(making)
+            print(f"building the image of the nodes in {folder}: two to three minutes", file=sys.stderr)
             _build(making)
             os.rename(making, folder)
             _forget_old(os.path.dirname(folder))
@@ -102,7 +105,6 @@ def get() -> Image:
 
 
 def _build(folder: str) -> None:
-    print(f"building the image of the nodes in {folder}: two to three minutes", file=sys.stderr)
     root = os.path.join(folder, "root")
     left_out = [f"--dpkgopt=path-exclude=/usr/share/{part}/*" for part in ("man", "doc", "locale", "info")]
     with open(os.path.join(folder, "log"), "w", encoding="utf-8") as log:
@@ -177,10 +179,18 @@ def _remove(folder: str) -> None:
 
 
 def _forget_old(folder: str) -> None:
-    """Remove all but the newest. One that nodes run from stays readable for them: they have it open."""
+    """Remove all but the newest, and what builders that were killed left: nobody holds its lock."""
     found = [entry.path for entry in os.scandir(folder) if entry.is_dir()]
-    for path in sorted(found, key=os.path.getmtime)[:-KEPT]:
+    making = [path for path in found if path.endswith(".making")]
+    for path in sorted(set(found) - set(making), key=os.path.getmtime)[:-KEPT]:
         _remove(path)
+    for path in making:
+        with open(path[: -len(".making")] + ".lock", "w", encoding="ascii") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            _remove(path)
 
 
 if __name__ == "__main__":

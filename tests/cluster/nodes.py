@@ -31,8 +31,8 @@ import image
 from guests import Guest, MiB
 from hosts import Done, Held, Host, command, die_with_parent, eventually, parse_status, sweep_folder
 
-# Without acceleration a node takes 20 to 40 s to a login, on a machine that is busy more.
-BOOT = 300.0
+# Seconds. Without acceleration a node takes 20 to 40 to a login, two at once a minute; on a machine with a load of 30, six.
+BOOT = 600.0
 GiB = 1024 * MiB
 MEMORY = int(os.environ.get("VMGUARD_CLUSTER_MEMORY", "2048"))  # MiB a node
 

@@ -6,7 +6,7 @@ Each test prints what it measured; `pytest -rP` shows it. Times are of the test'
 """
 
 import time
-from typing import Tuple
+from typing import Iterator, Tuple
 
 import pytest
 from conftest import Volumes, counts, watched
@@ -70,6 +70,40 @@ def test_a_node_loses_its_storage(rested: Guarded, node1: Node, node2: Node, vol
             node2.fail_storage()
         off = node2.gone(within=CERTAIN + 60)
         print(f"reset {off:.0f} s after its storage {how}")
+        took, refused = takes_over(node1, it, began, within=CERTAIN + 150)
+        counts(rested, disk)
+    print(f"taken over after {took:.0f} s and {refused} refusals")
+    assert off < took
+
+
+@pytest.fixture
+def without_plugin(rested: Guarded, node2: Node) -> Iterator[Node]:
+    """The second node with a libvirt whose sanlock plugin is not switched on: its guests' leases stay with the host."""
+    saved = node2.read("/etc/libvirt/qemu.conf")
+    node2.shell("sed -i '/^lock_manager/d' /etc/libvirt/qemu.conf; systemctl restart libvirtd")
+    yield node2
+    if not node2.is_on():
+        rested.recover(node2)
+    node2.remove_all_guests()
+    node2.write("/etc/libvirt/qemu.conf", saved)
+    node2.restart_libvirtd()
+
+
+@pytest.mark.slow
+def test_a_node_without_the_plugin_loses_its_storage(
+    rested: Guarded, node1: Node, without_plugin: Node, volumes: Volumes
+) -> None:
+    """Nobody ends its guest: the watchdog resets the node before another can have the disk."""
+    disk = volumes.make("web-1", content=witness(mark=1))
+    it = guest("web", [block(disk.path)])
+    without_plugin.start(it)
+    assert {held.pid for held in without_plugin.leases()} == {None}
+    counts(rested, disk)
+    with watched(rested, disk):
+        began = time.monotonic()
+        without_plugin.fail_storage()
+        off = without_plugin.gone(within=CERTAIN + 60)
+        print(f"reset {off:.0f} s after its storage failed")
         took, refused = takes_over(node1, it, began, within=CERTAIN + 150)
         counts(rested, disk)
     print(f"taken over after {took:.0f} s and {refused} refusals")
