@@ -95,7 +95,7 @@ cluster-smoke: cluster-deps
 
 # Ends nodes that were kept.
 cluster-down:
-	$(PYTHON) tests/cluster/nodes.py
+	PYTHONPATH=tests/rig $(PYTHON) tests/cluster/nodes.py
 
 cluster-deps:
 	@packaging/deps $(CLUSTER_PACKAGES)

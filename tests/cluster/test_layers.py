@@ -29,8 +29,9 @@ class Bare:
 
     def wipe(self) -> None:
         each(self.cluster.hosts, Node.remove_all_guests)
-        # Links that udev has not come round to removing are in the way of the next group of that name.
-        gone = "vgchange -qq -an plain; udevadm settle; find /dev/plain -xtype l -delete; rmdir /dev/plain"
+        # What a run that was killed left active, without metadata any more, and the links to it: in the way of a new group.
+        maps = "for _ in 1 2 3; do dmsetup ls | cut -f1 | grep ^plain- | xargs -r -n1 dmsetup remove; done"
+        gone = f"vgchange -qq -an plain; {maps}; udevadm settle; find /dev/plain -xtype l -delete; rmdir /dev/plain"
         each(self.cluster.hosts, lambda node: node.shell(gone, check=False))
         wiped = f"wipefs -qaf {self.path}-part* {self.path}; sgdisk -Z {self.path}"
         self.one.shell(f"vgremove -qq -ff -y plain; {wiped}", check=False)
@@ -43,6 +44,8 @@ class Bare:
     def partition(self) -> None:
         self.one.shell(f"sgdisk -n1:0:+32M -n2:0:+32M {self.path}")
         self.look()
+        for node in self.cluster.hosts:
+            eventually(lambda node=node: node.exists(self.path + "-part2"), "the partitions are there", within=90)  # type: ignore[misc]
 
     def group(self, *volumes: str) -> None:
         """Make `plain` with these volumes, each the words behind `lvcreate`, active on the first node."""

@@ -12,7 +12,9 @@ from nodes import Node
 MOVES = 10
 
 
-@pytest.mark.parametrize("times", [pytest.param(1, id="once"), pytest.param(MOVES, id="ten-times")])
+@pytest.mark.parametrize(
+    "times", [pytest.param(1, marks=pytest.mark.smoke, id="once"), pytest.param(MOVES, id="ten-times")]
+)
 def test_migration_under_attack(rested: Guarded, node1: Node, node2: Node, volumes: Volumes, times: int) -> None:
     """No third start gets the volume, the counter never goes back, and the leases go with the guest."""
     disk = volumes.make("web-1", content=witness(mark=1))
