@@ -75,6 +75,11 @@ def _rotate(fd: int) -> None:
     os.rename(path(), path() + ".1")
 
 
+def _line(entry: Any) -> str:
+    """What has happened; to whom, where there is no more to say."""
+    return f"{entry['event']}: {entry['text'] or entry.get('domain', '')}"
+
+
 def _tell_system(entry: Any) -> None:
     calm = entry["event"] in CALM
     try:
@@ -84,9 +89,7 @@ def _tell_system(entry: Any) -> None:
 
         try:
             syslog.openlog("vmguard", syslog.LOG_PID, syslog.LOG_DAEMON)
-            syslog.syslog(
-                syslog.LOG_INFO if calm else syslog.LOG_WARNING, f"{entry['event']}: {entry['text']}"[:1000]
-            )
+            syslog.syslog(syslog.LOG_INFO if calm else syslog.LOG_WARNING, _line(entry)[:1000])
         except (OSError, ValueError):
             pass
 
@@ -98,7 +101,7 @@ def _tell_journal(entry: Any, priority: int) -> None:
     # `socket` itself takes as long to load as half of the hook's work.
     from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_DGRAM, socket
 
-    fields = [("MESSAGE", f"{entry['event']}: {entry['text']}"), ("PRIORITY", str(priority))]
+    fields = [("MESSAGE", _line(entry)), ("PRIORITY", str(priority))]
     fields += [("SYSLOG_IDENTIFIER", "vmguard"), ("SYSLOG_FACILITY", "3")]
     for key, value in entry.items():
         if key not in ("time", "host", "text"):
