@@ -18,7 +18,7 @@ from hosts import Host, eventually
 from moves import migrate, settled
 from test_agent import attach, claims
 
-KILLS = int(os.environ.get("VMGUARD_RIG_AGENT_KILLS", "100"))
+KILLS = int(os.environ.get("VMGUARD_RIG_AGENT_KILLS", "30"))
 SEED = int(os.environ.get("VMGUARD_RIG_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 30)
 
 

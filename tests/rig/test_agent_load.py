@@ -14,7 +14,7 @@ from agents import watched
 from conftest import Images
 from hosts import Host, command, eventually
 
-GUESTS = int(os.environ.get("VMGUARD_RIG_AGENT_GUESTS", "500"))
+GUESTS = int(os.environ.get("VMGUARD_RIG_AGENT_GUESTS", "100"))
 IDLE = 30.0  # seconds that are measured
 TICK = os.sysconf("SC_CLK_TCK")
 
