@@ -13,7 +13,6 @@ import time
 from vmguard import errors
 from vmguard._typing import TYPE_CHECKING, Callable, Dict, List, Optional
 from vmguard.claims import Claim
-from vmguard.storage import lvm
 from vmguard.text import duration, moment, plain, quoted, typed
 
 if TYPE_CHECKING:
@@ -277,7 +276,11 @@ def _bad_domain(error: errors.BadDomain, domain: str, now: float) -> List[str]:
 def _unresolvable(error: errors.Unresolvable, domain: str, now: float) -> List[str]:
     what = error.what or "a disk"
     do = "make the path available on this host, or correct it in the definition"
-    volume = lvm.named(error.path) if error.missing else None
+    volume = None
+    if error.missing:
+        from vmguard.storage import lvm  # every hook loads this module, and `started` and `release` no resolver
+
+        volume = lvm.named(error.path)
     if volume:
         # -asy is -ay where no lock manager keeps the group
         do = f"if it is a volume of LVM, which is not active on this host: lvchange -asy {volume}; else {do}"

@@ -110,6 +110,9 @@ def test_hook_loads_none_of_the_heavy_ones() -> None:
     assert "vmguard.guard" in loaded
     heavy = {"json", "re", "hashlib", "random", "configparser", "socket", "subprocess", "argparse", "signal", "libvirt"}
     assert not heavy & set(loaded)
+    # What a path is, `prepare` asks; every other call has no use for it, and would load it as well.
+    resolvers = {f"vmguard.storage.{name}" for name in ("block", "disks", "dm", "files", "lvm", "network")}
+    assert not resolvers & set(loaded)
 
 
 NAMED = """
