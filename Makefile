@@ -61,13 +61,17 @@ demo:
 # Two runs: each folder has its own conftest. The second is made whatever the first came to. Much of it is waiting, so two
 # modules go at a time: each half of the rig has a cluster of its own.
 SIDE_BY_SIDE = -n 2 --dist loadfile
+# What failed is remembered in each folder of its own: pytest runs everything where it finds nothing that it knows to have failed.
+REMEMBER = -o cache_dir=.pytest_cache
 check: deps
-	@status=0; for folder in tests/unit tests/rig; do $(PYTEST) $(SIDE_BY_SIDE) $$folder || status=1; done; exit $$status
+	@status=0; for folder in tests/unit tests/rig; do \
+	    $(PYTEST) $(SIDE_BY_SIDE) $(REMEMBER)/$$folder $$folder || status=1; \
+	done; exit $$status
 
 # What failed last time, once more and alone: a machine under load can let a deadline of the rig pass.
 recheck:
 	@status=0; for folder in tests/unit tests/rig; do \
-	    $(PYTEST) --last-failed --last-failed-no-failures none $$folder || [ $$? -eq 5 ] || status=1; \
+	    $(PYTEST) $(REMEMBER)/$$folder --last-failed --last-failed-no-failures none $$folder || [ $$? -eq 5 ] || status=1; \
 	done; exit $$status
 
 lint: deps
@@ -90,10 +94,10 @@ stress: deps
 # One or several tests: make cluster TESTS="-k renamed". VMGUARD_CLUSTER_KEEP=1 leaves the nodes running for the next time.
 TESTS =
 cluster: cluster-deps
-	VMGUARD_CLUSTER=must $(PYTEST) tests/cluster $(TESTS)
+	VMGUARD_CLUSTER=must $(PYTEST) $(REMEMBER)/tests/cluster $(or $(filter tests/%,$(TESTS)),tests/cluster) $(filter-out tests/%,$(TESTS))
 
 cluster-smoke: cluster-deps
-	VMGUARD_CLUSTER=must $(PYTEST) tests/cluster -m smoke $(TESTS)
+	VMGUARD_CLUSTER=must $(PYTEST) $(REMEMBER)/tests/cluster tests/cluster -m smoke $(TESTS)
 
 # Ends nodes that were kept.
 cluster-down:

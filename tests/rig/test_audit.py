@@ -167,6 +167,7 @@ def test_figures_of_a_host(node1: Host, node2: Host, images: Images) -> None:
         done = node1.run("/usr/bin/python3", "-c", PLUGIN, "-w", "60", "-c", "120", check=False)
         line = done.out.splitlines()[0]
         assert line.split()[1] == ("OK", "WARNING", "CRITICAL", "UNKNOWN")[done.status], done
+        print(line)
         return line
 
     before = figures()
