@@ -24,6 +24,8 @@ STORE = MOUNT + "/vmguard"
 # corosync's token (4 s) and consensus (4.8 s) with that, or the survivor loses its own leases.
 IO_TIMEOUT = 4
 INSTALLED = "/usr/src/vmguard.sha256"
+# Without any one of these a node looks well, and dies the wrong way.
+UNITS = ("node-identity", "corosync", "dlm", "wdmd", "sanlock", "lvmlockd", "libvirtd")
 HOOK_FOLDER = "/etc/libvirt/hooks/qemu.d"
 
 
@@ -47,6 +49,7 @@ class Guarded(Machines):
         """From new nodes to a cluster that runs; of a kept one nothing but the project is laid anew."""
         if not all(node.pid for node in self.hosts):
             self.boot([node for node in self.hosts if not node.pid])
+        each(self.hosts, lambda node: node.run("systemctl", "is-active", *UNITS))
         first = self.hosts[0]
         if not first.exists(f"/dev/{VG}"):
             self._make_storage()

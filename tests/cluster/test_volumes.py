@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Guests on logical volumes of the shared group, by every name a volume has; leases on GFS2."""
 
+import struct
+from uuid import UUID
+
 import pytest
 from conftest import Images, Volumes
 from guarded import Guarded
@@ -47,6 +50,29 @@ def test_every_name_of_a_volume_is_that_volume(node1: Node, node2: Node, volumes
         assert node2.exists(path), path
         words = node2.refused(guest("db2", [block(path)]))
         assert "db1" in words and disk.path in words and path in words, words
+
+
+def swap_space(uuid: str, label: str) -> bytes:
+    """A boot sector that halts, and behind it what blkid takes for a swap space: a volume with a name of its content's."""
+    page = bytearray(IDLE.ljust(4096, b"\0"))
+    struct.pack_into("<III16s16s", page, 1024, 1, 100, 0, UUID(uuid).bytes, label.encode())
+    page[4086:] = b"SWAPSPACE2"
+    return bytes(page)
+
+
+def test_a_volume_by_the_names_of_its_content(node1: Node, node2: Node, volumes: Volumes) -> None:
+    """by-uuid and by-label lead to it; of two volumes with one content they lead to either, and the guard sees which."""
+    uuid = "5ca1ab1e-0000-4000-8000-00000000cafe"
+    disk = volumes.make("web-1", content=swap_space(uuid, "web-root"))
+    names = [f"/dev/disk/by-uuid/{uuid}", "/dev/disk/by-label/web-root"]
+    for node in (node1, node2):
+        node.shell("udevadm trigger --settle --subsystem-match=block")
+        eventually(lambda node=node: all(map(node.exists, names)), "the names are there", within=60)  # type: ignore[misc]
+    node1.start(guest("web1", [block(names[0])]))
+    for path in (*names, disk.path):
+        for node in (node1, node2):
+            words = node.refused(guest("web2", [block(path)]))
+            assert "web1" in words and names[0] in words and path in words, words
 
 
 def test_a_renamed_volume_is_the_same(rested: Guarded, node1: Node, volumes: Volumes) -> None:
