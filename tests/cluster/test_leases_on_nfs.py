@@ -6,7 +6,7 @@ from typing import Iterator
 import pytest
 from conftest import Volumes, counts, watched
 from guarded import STORE, Guarded
-from guests import Disk, guest, witness
+from guests import guest, witness
 from hosts import eventually
 from nodes import Node, each
 from test_leases_on_volume import block, move
@@ -21,8 +21,9 @@ OPTIONS = "vers=4.2,soft,timeo=50,retrans=2"
 def served(cluster: Guarded) -> Iterator[Node]:
     """The node that serves the leases."""
     one = cluster.hosts[0]
-    one.shell("mkdir -p /srv/leases; chmod 755 /srv/leases; echo '/srv/leases 10.99.0.0/24(rw,sync,no_root_squash,no_subtree_check)'"
-              " >/etc/exports; systemctl start rpcbind nfs-server; exportfs -ra", within=180)  # fmt: skip
+    one.run("mkdir", "-p", "/srv/leases")
+    one.write("/etc/exports", "/srv/leases 10.99.0.0/24(rw,sync,no_root_squash,no_subtree_check)\n")
+    one.shell("systemctl start rpcbind nfs-server; exportfs -ra", within=180)
     mount = f"systemctl start rpcbind; mkdir -p {MOUNTED}; mount -t nfs -o {OPTIONS} 10.99.0.1:/srv/leases {MOUNTED}"
     each(cluster.hosts, lambda node: node.shell(mount, within=180))
     one.run("mkdir", "-p", LEASES)

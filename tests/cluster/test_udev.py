@@ -145,6 +145,26 @@ def test_what_others_do_to_a_volume(node1: Node, volumes: Volumes) -> None:
         node1.shell("systemctl stop vmguardd")
 
 
+def test_a_volume_that_is_activated_elsewhere(node1: Node, node2: Node, volumes: Volumes) -> None:
+    """The other node's agent says so, and the trail of the disk has it on both nodes."""
+    disk = volumes.make("web-1")
+    node2.shell("lvchange -qq -an vg-guests/web-1", within=90)
+    web = guest("web", [block(disk.path)])
+    node1.start(web)
+    watch(node2)
+    try:
+        node2.shell("lvchange -qq -asy vg-guests/web-1", within=90)
+        for node in (node2, node1):
+
+            def told(node: Node = node) -> List[Dict[str, Any]]:
+                return [one for one in audit(node, "--disk", disk.path) if one["event"] == "activated"]
+
+            (one,) = eventually(told, f"{node} has it in the trail", within=90, every=1)
+            assert (one["domain"], one["uuid"], one["host"]) == ("web", web.uuid, "node2") and "node1" in one["text"], one
+    finally:
+        node2.shell("systemctl stop vmguardd")
+
+
 def test_the_agent_as_a_service(node1: Node, node2: Node, volumes: Volumes) -> None:
     """Under systemd, with all that the unit takes away from it: it claims, contains, and lives on as it is watched."""
     theirs, own = volumes.make("theirs-1"), volumes.make("own-1")

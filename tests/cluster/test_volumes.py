@@ -7,7 +7,7 @@ from uuid import UUID
 import pytest
 from conftest import Images, Volumes
 from guarded import Guarded
-from guests import Disk, guest, witness
+from guests import IDLE, Disk, guest, witness
 from hosts import eventually
 from nodes import Node
 

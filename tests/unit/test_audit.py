@@ -221,6 +221,19 @@ def test_mapped_and_snapshotted(seen: Watched) -> None:
     assert [one["event"] for one in seen.told] == ["snapshotted"]
 
 
+def test_a_volume_that_comes_up_here(seen: Watched) -> None:
+    """Once each time it is activated; not one that a guest of this host holds, nor a layer of a volume."""
+    uuid, number = "LVM-" + "a" * 64, os.makedev(253, 9)
+    for action in ("add", "change", "change"):
+        seen.monitor.happened(action, number, {} if action == "add" else {"DM_UUID": uuid, "DM_NAME": "vg-other"})
+    seen.monitor.happened("change", os.makedev(253, 8), {"DM_UUID": uuid + "-real", "DM_NAME": "vg-other-real"})
+    seen.happens(DM_UUID="LVM-" + "b" * 64, DM_NAME="vg-web")
+    assert seen.monitor.came_up() == ["/dev/mapper/vg-other"] and seen.monitor.came_up() == []
+    seen.monitor.happened("remove", number, {})
+    seen.monitor.happened("change", number, {"DM_UUID": uuid, "DM_NAME": "vg-other"})
+    assert seen.monitor.came_up() == ["/dev/mapper/vg-other"]
+
+
 def test_mounted(seen: Watched) -> None:
     path = seen.root / "proc/self/mountinfo"
     path.write_text(path.read_text() + "2 1 253:4 / /mnt rw - ext4 /dev/mapper/vg-web rw\n")

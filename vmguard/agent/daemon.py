@@ -24,7 +24,7 @@ from vmguard.agent.guests import Guest, Guests
 from vmguard.agent.hearing import Hearing
 from vmguard.agent.looking import Seen
 from vmguard.arrivals import DEFINITIONS
-from vmguard.audit import shared
+from vmguard.audit import elsewhere, shared
 from vmguard.audit.monitor import Monitor
 from vmguard.config import Config, Guarding, OnConflict, load
 from vmguard.errors import Misconfigured
@@ -64,6 +64,7 @@ class Agent:
         self._looks = 0  # children that look at guests just now
         self._shared = (0, 0)
         self._share_next = 0.0
+        self._asks = False  # a child asks who holds what has become active
         self._sweep: Optional[float] = 0.0  # when to sweep, by the monotonic clock
         self._acting: Set[asyncio.Task[None]] = set()
         self._config: Optional[Config] = None
@@ -171,6 +172,7 @@ class Agent:
             first = False
             work.reap()
             self._share()
+            self._ask_for_holders()
             await asyncio.sleep(_LOOK)
 
     def _share(self) -> None:
@@ -184,6 +186,25 @@ class Agent:
         self._shared, self._share_next = (now.st_ino, now.st_size), time.monotonic() + _SHARED_EVERY
         if self._config.shared:
             self._begin(self._publish(self._config.deadline))
+
+    def _ask_for_holders(self) -> None:
+        """Of volumes that have become active here. While a store does not answer, they wait."""
+        if self._config is None or not self._config.shared or self._asks:
+            return
+        devices = self.monitor.came_up()
+        if devices:
+            self._asks = True
+            self._begin(self._ask(devices, self._config.deadline))
+
+    async def _ask(self, devices: List[str], seconds: float) -> None:
+        def heard(message: work.Message) -> None:
+            device, holder = message.pop("device"), message.pop("holder") or "another host"
+            self._say("activated", f"{message['path']}: it is active here too, as {device}; {holder} has it", **message)
+
+        try:
+            await work.child(lambda: elsewhere.tell_holders(devices), seconds, heard)
+        finally:
+            self._asks = False
 
     async def _publish(self, seconds: float) -> None:
         ended = await work.child(shared.publish, seconds, lambda _: None)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-What is done to held volumes by others than their guests: resized, renamed, removed, snapshotted, mapped, mounted, written.
+What is done to held volumes by others than their guests: resized, renamed, removed, snapshotted, mapped, mounted, written; and
+which volumes come up here, of which another host may hold some.
 
     udev's events     pyudev, over netlink. They can get lost when too many come at once: then that is said, and everything
                       is looked at anew
@@ -14,6 +15,7 @@ nobody watched, and what is different from before.
 import asyncio
 import json
 import os
+import re
 import select
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -61,6 +63,8 @@ class Monitor:
         self._udev: Any = None
         self._mounts: Optional[Tuple[int, Any]] = None
         self._searched: Dict[str, float] = {}
+        self._active: Set[int] = set()  # volumes of LVM on this host, by device number
+        self._came_up: List[str] = []
         self._due: Dict[str, bool] = {}  # what is to be searched for: whether it was written, and not by its QEMU
         self._thread = ThreadPoolExecutor(1, "storage")
         self._tasks: Set[asyncio.Task[None]] = set()
@@ -174,6 +178,11 @@ class Monitor:
             event, f"{one.path}: {text}", domain=one.domain, uuid=one.uuid, path=one.path, identity=one.identity, **data
         )
 
+    def came_up(self) -> List[str]:
+        """Volumes of LVM that have become active on this host since the last call, and that no guest of it holds."""
+        found, self._came_up = self._came_up, []
+        return found
+
     # -- udev ------------------------------------------------------------------------------------------------------------
 
     def _listen_to_udev(self) -> None:
@@ -190,6 +199,11 @@ class Monitor:
         except (OSError, ValueError):
             return
         self._udev = monitor
+        with suppress(OSError):
+            for name in os.listdir(f"{SYS}/class/block"):
+                if (host.read(f"{SYS}/class/block/{name}/dm/uuid") or b"").startswith(b"LVM-"):
+                    number = (host.read(f"{SYS}/class/block/{name}/dev") or b"0:0").decode("ascii", "replace")
+                    self._active.add(os.makedev(*map(int, number.split(":"))))
         asyncio.get_running_loop().add_reader(monitor.fileno(), self._from_udev)
 
     def _from_udev(self) -> None:
@@ -212,6 +226,13 @@ class Monitor:
         self._held.refresh()
         devices = self._held.devices()
         one = devices.get(f"{os.major(number)}:{os.minor(number)}")
+        uuid, name = properties.get("DM_UUID", ""), properties.get("DM_NAME", "")
+        if action == "remove":
+            self._active.discard(number)
+        elif number not in self._active and re.fullmatch("LVM-[0-9A-Za-z]{64}", uuid) and name:  # no layer of a volume
+            self._active.add(number)
+            if one is None:
+                self._came_up.append("/dev/mapper/" + name)
         if one is not None:
             if action == "remove":
                 self._facts.setdefault(one.device, {"there": True, "size": 0, "name": "", "uuid": ""})
@@ -220,7 +241,6 @@ class Monitor:
             return
         self._lies_on(f"{os.major(number)}:{os.minor(number)}", devices)
         # A snapshot of a volume is a device whose uuid is the origin's with a layer behind it.
-        uuid = properties.get("DM_UUID", "")
         for held in devices.values():
             known = self._facts.get(held.device, {}).get("uuid", "")
             if action == "add" and known and uuid == known + "-real":
