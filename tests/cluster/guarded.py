@@ -71,7 +71,7 @@ class Guarded(Machines):
         each(self.hosts, lambda node: node.shell(f"blockdev --rereadpt {self.disks[0].by_id}; udevadm settle"))
         # A host that comes back under the name it died with is waited for by nobody. Setup would write one of its own, which
         # sanlock reads when it starts.
-        named = "echo our_host_name = {} >/etc/sanlock/sanlock.conf; systemctl restart sanlock"
+        named = "mkdir -p /etc/sanlock && echo our_host_name = {} >/etc/sanlock/sanlock.conf && systemctl restart sanlock"
         each(self.hosts, lambda node: node.shell(named.format(node.name)))
         # While there is no shared group and the DLM runs, lvmlockd has taken the DLM for the home of its global lock.
         each(self.hosts, lambda node: node.shell("lvmlockctl --stop-lockspaces --wait 1; systemctl stop dlm"))
@@ -83,7 +83,9 @@ class Guarded(Machines):
         each(self.hosts, lambda node: node.shell("systemctl start dlm; vgchange --lock-start", within=120))
         self.volume("shared", 1024)
         for node in self.hosts:
-            node.shell(f"echo '/dev/{VG}/shared {MOUNT} gfs2 noatime,_netdev 0 0' >>/etc/fstab; mkdir -p {MOUNT}")
+            # sanlock may wait for the end of the node's own earlier life, longer than systemd's 90 seconds for a device.
+            options = "noatime,_netdev,x-systemd.device-timeout=10min"
+            node.shell(f"echo '/dev/{VG}/shared {MOUNT} gfs2 {options} 0 0' >>/etc/fstab; mkdir -p {MOUNT}")
         first.shell(f"mkfs.gfs2 -q -O -p lock_dlm -t nodes:shared -j 3 -J 32 /dev/{VG}/shared", within=120)
         each(self.hosts, lambda node: node.shell(f"systemctl daemon-reload; mount {MOUNT}", within=120))
         first.shell(f"mkdir -p {STORE} {MOUNT}/images; chmod 777 {MOUNT}/images")

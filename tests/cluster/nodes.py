@@ -369,6 +369,12 @@ class Node(Host):
         lines = self.run("sanlock", "client", "status", "-D", check=False).out.splitlines()
         return parse_status("\n".join(line for line in lines if not line.startswith("r lvm_")))
 
+    def renewal(self) -> Tuple[int, int]:
+        """Of vmguard's lockspace: when it was last renewed, by sanlock's clock, and how the last try ended (1: well)."""
+        lines = self.run("sanlock", "client", "status", "-D").out.split("\ns vmguard", 1)[1].split("\ns ", 1)[0].splitlines()
+        found = dict(line.strip().split("=", 1) for line in lines if "=" in line)
+        return int(found["renewal_last_success"]), int(found["renewal_last_result"])
+
     def lockspaces(self) -> List[str]:
         return [name for name in super().lockspaces() if not name.startswith("lvm_")]
 

@@ -35,12 +35,6 @@ def served(cluster: Guarded) -> Iterator[Node]:
     one.shell("exportfs -ua; systemctl stop nfs-server; rm -rf /srv/leases /etc/exports", check=False, within=90)
 
 
-def last_renewal(node: Node) -> int:
-    """sanlock's result of it: 1, or what went wrong."""
-    found = node.shell("sanlock client status -D | sed -n '/^s vmguard/,/^[rsp] lvm/s/.*renewal_last_result=//p'").out.split()
-    return int(found[0])
-
-
 def test_second_node_is_refused(served: Node, rested: Guarded, node1: Node, node2: Node, volumes: Volumes) -> None:
     disk = volumes.make("web-1", content=witness(mark=1))
     for there, here in ((node1, node2), (node2, node1)):
@@ -65,10 +59,10 @@ def test_the_server_pauses(served: Node, rested: Guarded, node1: Node, node2: No
     with watched(rested, disk):
         served.run("systemctl", "stop", "nfs-server", within=90)
         try:
-            eventually(lambda: last_renewal(node2) != 1, "a renewal fails", within=60)
+            eventually(lambda: node2.renewal()[1] != 1, "a renewal fails", within=60)
         finally:
             served.run("systemctl", "start", "nfs-server", within=90)
-        eventually(lambda: last_renewal(node2) == 1, "a renewal succeeds", within=90)
+        eventually(lambda: node2.renewal()[1] == 1, "a renewal succeeds", within=90)
         assert "web1" in node1.refused(guest("web2", [block(disk.path)]))
         counts(rested, disk)
     assert node2.runs(it) and rested.healthy(node1) and rested.healthy(node2)

@@ -10,7 +10,7 @@ import pytest
 
 from vmguard import config, doctor, events, host, paths
 from vmguard.cli.doctor import worst
-from vmguard.doctor import Finding, Look, Severity, hook, libvirt, sanlock, system
+from vmguard.doctor import Finding, Look, Severity, hook, libvirt, sanlock, store, system
 from vmguard.doctor import check as running
 from vmguard.setup import daemons, others
 
@@ -134,6 +134,23 @@ def test_times_that_sanlock_must_outlast(here: Host, path: str, text: str, sever
 
 def test_nothing_to_outlast(here: Host) -> None:
     assert severities(sanlock.timeouts(here)) == [OK]
+
+
+@pytest.mark.parametrize(
+    "line, severities_",
+    [
+        ("/dev/vg/shared /srv gfs2 noatime,_netdev 0 0", [WARNING]),
+        ("/dev/vg/shared /srv gfs2 noatime,_netdev,x-systemd.device-timeout=10min 0 0", [OK]),
+        ("/dev/vg/shared /srv gfs2 noauto 0 0", [OK]),
+        ("/dev/vg/shared /sr gfs2 noatime 0 0", []),
+        ("# /dev/vg/shared /srv gfs2 noatime 0 0", []),
+        ("nas:/vmguard /srv nfs _netdev 0 0", []),
+        ("/dev/vg/shared /srv", []),
+    ],
+)
+def test_mount_of_the_store(here: Host, line: str, severities_: List[Severity]) -> None:
+    here.file("/etc/fstab", f"/dev/sda1 / ext4 defaults 0 1\n{line}\n")
+    assert severities(store.mount(here)) == severities_
 
 
 # -- boot, plugin ----------------------------------------------------------------------------------------------------------

@@ -125,6 +125,29 @@ def shared(look: Look) -> Findings:
         yield doubtful(f"the store is this host's alone ({kind}): disks that other hosts can reach are refused", fix)
 
 
+@check("mount")
+def mount(look: Look) -> Findings:
+    """After a crash the store's filesystem is mounted, however long its device takes to come."""
+    found = look.config()
+    if found is None or found.store is None:
+        return
+    for line in (look.read("/etc/fstab") or "").splitlines():
+        words = line.split()
+        if len(words) < 4 or words[0].startswith("#") or words[2] not in ("gfs2", "ocfs2"):
+            continue
+        if found.store != words[1] and not found.store.startswith(words[1].rstrip("/") + "/"):
+            continue
+        waits = any(option.startswith("x-systemd.device-timeout=") for option in words[3].split(","))
+        if waits or "noauto" in words[3].split(","):
+            yield ok(f"{words[1]} is mounted at boot however long its device takes")
+            continue
+        says = (
+            f"{words[1]} is given up at boot where its device takes longer than 90 s: after a crash a volume of a shared"
+            " group can, and no guest could start then"
+        )
+        yield doubtful(says, f"add x-systemd.device-timeout=10min to the options of {words[1]} in /etc/fstab")
+
+
 def _join(_: Look) -> None:
     membership.join_host()
 
