@@ -117,6 +117,7 @@ class Hook:
             assert f"\n{name}\n" in text
             text = text.replace(f"\n{name}\n", f"\n{name.split('=')[0]}='{root / path}'\n")
         text = text.replace("/var/lib/vmguard/host.json", f"{self.state}/host.json")
+        text = text.replace("/etc/vmguard/vmguard.conf", f"{root}/conf/vmguard.conf")
         self.script = root / "hook"
         self.script.write_text(text)
         self.script.chmod(0o755)
@@ -236,12 +237,33 @@ def test_library_that_is_just_being_replaced(hook: Hook) -> None:
     assert hook.asked()
 
 
-@pytest.mark.parametrize("set_up", [True, False])
-def test_library_that_does_not_load(hook: Hook, set_up: bool) -> None:
+@pytest.mark.parametrize(
+    "file, text, guards",
+    [
+        ("", "", False),
+        ("state/host.json", "", True),
+        ("conf/vmguard.conf.d/10-setup.conf", "[store]\npath = /srv/store\n", True),
+        ("conf/vmguard.conf", "path=/srv/store\n", True),
+        ("conf/vmguard.conf", "# path = /srv/store\n", False),
+        ("conf/vmguard.conf.d/10-setup.conf/unreadable", "", True),
+    ],
+)
+def test_library_that_does_not_load(hook: Hook, file: str, text: str, guards: bool) -> None:
+    """A host of which anything says that it was set up refuses; also where its record is lost, or cannot be read."""
     (hook.library / "vmguard" / "hook.py").write_text("import nothing_of_that_name\n")
-    if set_up:
-        (hook.state / "host.json").write_text("")
+    if file:
+        (hook.root / file).parent.mkdir(exist_ok=True)
+        (hook.root / file).write_text(text)
     done = hook.run("prepare")
-    assert done.returncode == (1 if set_up else 0)
+    assert done.returncode == (1 if guards else 0)
     assert "Traceback" not in done.stderr
-    assert ("nothing_of_that_name" in done.stderr) is set_up
+    assert ("nothing_of_that_name" in done.stderr) is guards
+
+
+def test_whose_a_hook_is() -> None:
+    """By its fourth line: an administrator's own may mention it."""
+    from vmguard.setup import hookfile
+
+    assert hookfile.is_ours((ROOT / "hooks" / "qemu").read_bytes())
+    own = b"#!/bin/sh\n# mine\n# vmguard's hook: libvirt calls it for every step in a guest's life, and mine beside it\nexit 0\n"
+    assert not hookfile.is_ours(own) and not hookfile.is_ours(own.replace(b"# mine\n", b"# mine\n#\n#\n"))

@@ -17,8 +17,10 @@ def _path() -> str:
     return hookfile.target(daemons.libvirt_version())
 
 
-def _put(_: Look) -> None:
+def _put(look: Look) -> None:
     hookfile.put(_path())
+    for daemon in look.libvirt():  # while it was not there, a daemon may have looked and have found none
+        libvirtside.tell(daemon)
 
 
 @check("hook", mend=_put)
