@@ -47,7 +47,7 @@ from vmguard.holders import local
 from vmguard.host import Process
 from vmguard.instance import Instance, Want
 from vmguard.member import Here, Tolerance, check_ownership, check_store_reaches, here
-from vmguard.owning import hand_over, qemu_of
+from vmguard.owning import chosen, hand_over, qemu_of
 from vmguard.report import sentence
 from vmguard.storage.facts import LiveFacts
 from vmguard.surprise import look
@@ -329,8 +329,8 @@ def adopt(domain: Domain, libvirtd: Process, this: Here) -> None:
 
     Raises InUse where somebody else has one: a second writer is proven, and running already.
     """
-    qemus = [qemu for qemu in host.qemu_processes() if qemu.uuid == domain.uuid]
-    if not qemus:
+    qemu = chosen(domain.name, domain.uuid)
+    if qemu is None:
         return
     others = sweep(this)
     tolerance = Tolerance("it ran before it was guarded")
@@ -340,7 +340,7 @@ def adopt(domain: Domain, libvirtd: Process, this: Here) -> None:
         needs = Needs((claim_on_itself(domain),))
         tolerance.object(error)
     held = admit(domain, needs, None, others, this, libvirtd, tolerance)
-    look(hand_over(held, qemus[0].process, this), qemus[0].process, this)
+    look(hand_over(held, qemu, this), qemu, this)
     report_tolerated(domain, tolerance)
     word = "alarm" if tolerance.objections else "adopted"
     events.record(word, f"{domain.name} ran without leases", domain=domain.name, uuid=domain.uuid)

@@ -150,6 +150,26 @@ def children(parent: int) -> List[int]:
     return found
 
 
+def parents(pid: int) -> List[int]:
+    """The process that has begun this one, that one's, and so on up."""
+    found: List[int] = []
+    while pid > 1:
+        data = read(f"{PROC}/{pid}/stat")
+        fields = data.rpartition(b") ")[2].split() if data else []  # as in _stat; the fourth is the parent
+        pid = int(fields[1]) if len(fields) > 1 else 0
+        if pid > 1:
+            found.append(pid)
+    return found
+
+
+def owner(pid: int) -> Optional[int]:
+    """The user that a process runs as; None if it is gone."""
+    try:
+        return os.stat(f"{PROC}/{pid}").st_uid
+    except OSError:
+        return None
+
+
 def _arguments(pid: str) -> Tuple[str, ...]:
     data = read(f"{PROC}/{pid}/cmdline")
     if not data:
@@ -218,10 +238,23 @@ def qemu(pid: int) -> Optional[Qemu]:
     arguments = _arguments(str(pid))
     names = _qemu(arguments) if arguments else None
     one = process(pid) if names else None
-    if not names or one is None:
+    if not names or one is None or _only_cleans_up(pid):
         return None
     incoming = any(argument in ("-incoming", "--incoming") for argument in arguments)
     return Qemu(one, names[0], names[1], incoming, arguments)
+
+
+def _only_cleans_up(pid: int) -> bool:
+    """
+    Whether it is the second process of a QEMU with `-run-with async-teardown=on`, which has its arguments and its memory and
+    nothing open: it waits for QEMU's end to give back the memory, and can write nothing.
+    """
+    if not (read(f"{PROC}/{pid}/comm") or b"").startswith(b"cleanup/"):  # QEMU's util/async-teardown.c
+        return False
+    try:
+        return not os.listdir(f"{PROC}/{pid}/fd")
+    except OSError:
+        return False
 
 
 def is_incoming(pid: int) -> bool:

@@ -6,8 +6,8 @@ not do, and also while it is down.
 
 import os
 
-from vmguard._typing import NamedTuple, Optional
-from vmguard._xml import read
+from vmguard._typing import NamedTuple, Optional, Tuple
+from vmguard._xml import Element, read
 from vmguard.errors import BadDomain
 
 STATUS = "/run/libvirt/qemu"  # virDomainObjSave; the same for libvirtd and virtqemud
@@ -33,13 +33,48 @@ class State(NamedTuple):
         return "post-copy" in self.reason or "postcopy" in self.reason
 
 
-def of(name: str, pid: int) -> Optional[State]:
-    """The state of the domain of this name whose QEMU has this pid; None where the file is missing or of another."""
+def file_of(name: str) -> Optional[str]:
+    """
+    The status file of a domain of this name; None for what is no domain's name.
+
+    Names are read from the arguments of processes, which any user can choose: none leads out of the folder.
+    """
+    return os.path.join(STATUS, name + ".xml") if name and "/" not in name else None
+
+
+def _document(name: str) -> Optional[Tuple[bytes, Element]]:
+    path = file_of(name)
+    if path is None:
+        return None
     try:
-        with open(os.path.join(STATUS, name + ".xml"), "rb") as file:
-            root = read(file.read())
+        with open(path, "rb") as file:
+            data = file.read()
+        root = read(data)
     except (OSError, BadDomain):
         return None
-    if root.tag != "domstatus" or root.get("pid") != str(pid):
+    return (data, root) if root.tag == "domstatus" else None
+
+
+def of(name: str, pid: int) -> Optional[State]:
+    """The state of the domain of this name whose QEMU has this pid; None where the file is missing or of another."""
+    found = _document(name)
+    if found is None or found[1].get("pid") != str(pid):
         return None
-    return State(root.get("state") or "", root.get("reason") or "")
+    return State(found[1].get("state") or "", found[1].get("reason") or "")
+
+
+def definition(name: str, pid: int) -> Optional[bytes]:
+    """The status file of the domain of this name whose QEMU has this pid, whole; None where it is missing or of another."""
+    found = _document(name)
+    return found[0] if found is not None and found[1].get("pid") == str(pid) else None
+
+
+def pid_of(name: str, uuid: str) -> Optional[int]:
+    """The QEMU that libvirt has for this domain; None where libvirt has not written that down."""
+    found = _document(name)
+    if found is None:
+        return None
+    domain = found[1].first("domain")
+    its = domain.first("uuid") if domain is not None else None
+    pid = found[1].get("pid") or ""
+    return int(pid) if its is not None and its.text.strip().lower() == uuid and pid.isdecimal() else None

@@ -7,7 +7,7 @@ From then on sanlock frees them when QEMU dies, and kills QEMU when they are los
 
 import time
 
-from vmguard import host, instance
+from vmguard import host, instance, libvirtstate
 from vmguard._typing import Dict, Iterable, Optional, Tuple
 from vmguard.claims import Mode
 from vmguard.errors import LeaseLost, SanlockFailed
@@ -29,10 +29,19 @@ def qemu_of(one: Instance) -> Optional[Process]:
     """The living QEMU of an instance: the one it was handed to, else one that carries its uuid."""
     if one.qemu is not None:
         return one.qemu if host.alive(one.qemu) else None
-    for qemu in host.qemu_processes():
-        if qemu.uuid == one.uuid:
-            return qemu.process
-    return None
+    return chosen(one.name, one.uuid)
+
+
+def chosen(name: str, uuid: str) -> Optional[Process]:
+    """
+    The living QEMU of a domain: of several that carry its uuid the one that libvirt has started. Any user can start a
+    process with these arguments, and leases that it got would end with it.
+    """
+    found = [qemu.process for qemu in host.qemu_processes() if qemu.uuid == uuid]
+    if len(found) < 2:
+        return found[0] if found else None
+    pid = libvirtstate.pid_of(name, uuid)
+    return next((one for one in found if one.pid == pid), None) or max(found, key=lambda one: one.start)
 
 
 def record_of(qemu: Qemu, records: Iterable[Instance]) -> Optional[Instance]:

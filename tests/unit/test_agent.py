@@ -11,7 +11,7 @@ from typing import Any, Dict, Iterator, List
 
 import pytest
 
-from vmguard import deadline, host, instance, libvirtstate, overrides, paths
+from vmguard import deadline, host, instance, libvirtstate, overrides, owning, paths
 from vmguard.agent import acting, daemon, defining, guests, looking, work
 from vmguard.agent.defining import Wrong
 from vmguard.claims import GUESTS_SHARE_IT, LIES_UNDER, Claim, Mode
@@ -310,13 +310,54 @@ def state(*objects: Opened, defined: Any = (), verdict: Verdict = Verdict.CLAIME
 
 
 def test_spare_is_what_nothing_needs() -> None:
-    wants = [Want(claim(name)) for name in ("vm:" + UUID, "file:open", "file:defined", "file:gone", "lun:1", "lun:2")]
+    names = ("vm:" + UUID, "file:open", "file:defined", "file:gone", "lun:1", "lun:2")
+    wants = [Want(claim(name)._replace(path="/" + name)) for name in names]
     now = state(opened("file:open"), defined=[claim("file:defined")])
     assert now.spare(one(*wants)) == ("file:gone", "lun:2")
     assert now.spare(one(Want(claim("file:gone"), missing=True))) == ()
     unknown = state(opened("file:open"), verdict=Verdict.UNKNOWN)
     assert unknown.spare(one(*wants)) == (), "what cannot be identified might be any of them"
     assert state(opened("file:open"), defined=None).spare(one(*wants)) == (), "nobody knows what is defined"
+
+
+def test_what_is_mounted_over_does_not_free_what_is_below() -> None:
+    """A folder that another process serves to the guest is not open in QEMU, and its path leads elsewhere now."""
+    wants = [Want(claim("file:folder")), Want(claim("file:other")._replace(what="disk vdc"))]
+    assert state(defined=[claim("file:mounted-over-it")]).spare(one(*wants)) == ("file:other",)
+
+
+def status_file(folder: Path, name: str, pid: int, uuid: str = UUID) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}.xml").write_text(
+        f"<domstatus state='running' reason='booted' pid='{pid}'><domain type='kvm'><name>web</name><uuid>{uuid}</uuid>"
+        "<devices><disk type='file' device='disk'><source file='/etc/hostname'/><target dev='vda'/></disk></devices>"
+        "</domain></domstatus>"
+    )
+
+
+def test_only_libvirts_own_process_is_what_the_status_file_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any user can start a process with a domain's uuid, and any name."""
+    monkeypatch.setattr(libvirtstate, "STATUS", str(tmp_path / "libvirt"))
+    status_file(tmp_path / "libvirt", "web", 7)
+    status_file(tmp_path / "user", "s", 8)
+    known = looking._defined(Qemu(Process(7, 1), UUID, "web", False, ()))
+    assert known is not None and any(one.path == "/etc/hostname" for one in known.values())
+    for pid, name in ((8, "web"), (8, "../user/s"), (8, ""), (8, str(tmp_path / "user" / "s"))):
+        assert looking._defined(Qemu(Process(pid, 1), UUID, name, False, ())) is None, name
+        assert libvirtstate.of(name, 8) is None
+    assert libvirtstate.pid_of("web", UUID) == 7 and libvirtstate.pid_of("web", UUID[:-1] + "6") is None
+
+
+def test_leases_are_for_the_qemu_that_libvirt_has_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(libvirtstate, "STATUS", str(tmp_path / "libvirt"))
+    there = [Qemu(Process(pid, start), UUID, "web", False, ()) for pid, start in ((5, 500), (7, 700), (9, 900))]
+    monkeypatch.setattr(host, "qemu_processes", lambda: tuple(there))
+    assert owning.chosen("web", UUID) == Process(9, 900), "libvirt has not written it down: the last one"
+    status_file(tmp_path / "libvirt", "web", 7)
+    assert owning.chosen("web", UUID) == Process(7, 700)
+    assert owning.chosen("web", "another") is None
+    del there[1:]
+    assert owning.chosen("web", UUID) == Process(5, 500), "it counts as running: what it has is not given back"
 
 
 def test_missing_is_named_by_the_definition() -> None:
@@ -405,10 +446,29 @@ def test_which_disk_is_taken_away(monkeypatch: pytest.MonkeyPatch) -> None:
     assert done[2][1] == "virtio-disk1"
 
 
+@pytest.mark.parametrize("policy", ["pause", "detach"])
+def test_a_process_that_is_not_libvirts_is_stopped_itself(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its uuid libvirt would pause, or take the disk from, a guest of its own that has the same."""
+    process = subprocess.Popen(["sleep", "60"])
+    monkeypatch.setattr(acting, "_in_child", lambda _work, _seconds: pytest.fail("libvirt was asked"))
+    monkeypatch.setattr(libvirtstate, "of", lambda _name, _pid: None)
+    try:
+        found = host.process(process.pid)
+        assert found is not None
+        conflicts = [{"plugged": True, "path": "/dev/vg/b"}]
+        what = acting._pause(UUID, "web", found) if policy == "pause" else acting._detach(UUID, "web", found, conflicts)
+        assert "stopped its process" in what
+        _, status = os.waitpid(process.pid, os.WUNTRACED)
+        assert os.WIFSTOPPED(status)
+    finally:
+        process.kill()
+        process.wait()
+
+
 def test_a_guest_that_libvirt_does_not_pause_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     process = subprocess.Popen(["sleep", "60"])
     monkeypatch.setattr(acting, "_in_child", lambda _work, _seconds: None)
-    monkeypatch.setattr(libvirtstate, "of", lambda _name, _pid: None)
+    monkeypatch.setattr(libvirtstate, "of", lambda _name, _pid: libvirtstate.State("running", "booted"))
     try:
         found = host.process(process.pid)
         assert found is not None

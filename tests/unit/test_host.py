@@ -167,6 +167,17 @@ def test_a_killed_qemu_with_a_write_under_way_is_still_there(proc: Proc) -> None
     assert found.name == "stuck" and host.alive(found.process)
 
 
+def test_a_process_that_only_cleans_up_is_no_second_qemu(proc: Proc) -> None:
+    """QEMU's `async-teardown`: another process with the same arguments. One that has files open may write, whatever its name."""
+    for pid, comm, files in ((7, "qemu-system-x86", "3"), (8, "cleanup/7", ""), (9, "cleanup/7", "3")):
+        proc.add(pid, libvirt("web"))
+        (proc.path / str(pid) / "comm").write_text(comm + "\n")
+        (proc.path / str(pid) / "fd").mkdir()
+        if files:
+            (proc.path / str(pid) / "fd" / files).write_text("")
+    assert [qemu.process.pid for qemu in host.qemu_processes()] == [7, 9]
+
+
 def test_what_vanishes_meanwhile_does_no_harm(proc: Proc, monkeypatch: pytest.MonkeyPatch) -> None:
     proc.add(7, libvirt("here"))
     (proc.path / "8").mkdir()  # all its files are gone

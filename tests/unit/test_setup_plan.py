@@ -9,7 +9,7 @@ from typing import Any, Dict, List, Optional
 
 import pytest
 
-from vmguard import config, host, membership, paths
+from vmguard import config, host, libvirtstate, membership, paths
 from vmguard.errors import BadRequest, CannotTell, HostIdTaken, Misconfigured, StoreBroken
 from vmguard.leases import status
 from vmguard.setup import daemons, hookfile, libvirtside, others, place, plan, removal, steps
@@ -111,7 +111,6 @@ def make(root: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     ):  # fmt: skip
         monkeypatch.setattr(paths, name, str(root / path))
     monkeypatch.setattr(others, "LIBVIRT", str(root / "libvirt"))
-    monkeypatch.setattr(others, "LIBVIRT_RUN", str(root / "run-libvirt"))
     monkeypatch.setattr(others, "SANLOCK_CONF", str(root / "sanlock.conf"))
     monkeypatch.setattr(others, "FSTAB", str(root / "fstab"))
     monkeypatch.setattr(host, "key", lambda: host.HostKey("cafe", "here"))
@@ -284,8 +283,7 @@ def test_refresh_brings_a_hook_of_ours_up_to_date_and_no_other(machine: Machine)
 def test_guests_that_run_already_get_their_leases(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     running = host.Qemu(host.Process(1, 1), "u-u-i-d", "web", False, ())
     by_hand = running._replace(uuid="other", name="by-hand")
-    (machine.root / "run-libvirt").mkdir()
-    (machine.root / "run-libvirt" / "web.xml").write_text("")
+    monkeypatch.setattr(libvirtstate, "pid_of", lambda name, uuid: 1 if (name, uuid) == ("web", "u-u-i-d") else None)
     monkeypatch.setattr(host, "qemu_processes", lambda: (running, by_hand))
     made = steps.plan(steps.Wishes())
     assert [change.where for change in made.changes if "already" in change.what] == ["web"]

@@ -77,7 +77,8 @@ def _pause(uuid: str, name: str, qemu: Process, why: str = "") -> str:
         _domain(uuid).suspend()
         return "paused"
 
-    if _in_child(suspend, _PATIENCE) is not None:
+    # By its uuid libvirt would pause its own guest, which may be another process than this one.
+    if libvirtstate.of(name, qemu.pid) is not None and _in_child(suspend, _PATIENCE) is not None:
         return f"paused{why}"
     state = libvirtstate.of(name, qemu.pid)
     if state is not None and state.state == "paused":
@@ -90,6 +91,8 @@ def _pause(uuid: str, name: str, qemu: Process, why: str = "") -> str:
 def _detach(uuid: str, name: str, qemu: Process, conflicts: List[Dict[str, Any]]) -> str:
     if not all(one["plugged"] for one in conflicts):
         return _pause(uuid, name, qemu, ": it was started with that disk")
+    if libvirtstate.of(name, qemu.pid) is None:
+        return _pause(uuid, name, qemu, ": it is no guest of libvirt's")
     done = _in_child(lambda: _take_all_away(uuid, [one["path"] for one in conflicts]), _PATIENCE)
     if not done:
         return _pause(uuid, name, qemu, ": it could not be taken away")

@@ -14,7 +14,6 @@ What is given back: a lease whose object is not open, nor named by the live defi
 some seconds apart; after the host's page cache of it was written out.
 """
 
-import os
 import time
 
 from vmguard import errand, events, giving, host, hostlock, instance, libvirtstate, overrides
@@ -90,8 +89,11 @@ class _State(NamedTuple):
         """Identities that the instance holds and neither what is open nor the definition needs."""
         if any(finding.verdict is Verdict.UNKNOWN for finding in self.findings.objects):
             return ()
-        held = (want.claim.identity for want in one.wants if not want.missing)
-        return tuple(one for one in held if not one.startswith("vm:") and not self.needs(one))
+        # What is named by the same path as ever is needed, also where that leads elsewhere by now: to a mount over a folder
+        # that another process serves to the guest.
+        named = {(claim.what, claim.path) for claim in (self.defined or {}).values()}
+        held = (want.claim for want in one.wants if not want.missing and (want.claim.what, want.claim.path) not in named)
+        return tuple(one.identity for one in held if not one.identity.startswith("vm:") and not self.needs(one.identity))
 
 
 def _unseen(claim: Claim) -> bool:
@@ -113,6 +115,9 @@ def look_at(qemu: Qemu, spare: Sequence[str], contested_for: float, noticed: flo
         now = [one for one in instance.load_all() if one.boot_id == host.boot_id() and one.state != "intent"]
         record = record_of(qemu, now)
         if record is None:
+            above = host.parents(qemu.process.pid)
+            if any(one.uuid == qemu.uuid and one.qemu is not None and one.qemu.pid in above for one in now):
+                return Seen("calm", LATER)  # an emulator that runs QEMU as its child: what libvirt has started has the leases
             return _adopt(qemu, config, noticed)
         return _look(record, qemu, config, spare, contested_for, noticed)
     except CannotTell as error:
@@ -197,9 +202,11 @@ def _uses(opened: Sequence[Opened]) -> List[Tuple[Any, Use]]:
 
 def _defined(qemu: Qemu) -> Optional[Dict[str, Claim]]:
     """What libvirt's status file says that the guest has; None where it says nothing that can be relied upon."""
+    data = libvirtstate.definition(qemu.name, qemu.process.pid)
+    if data is None:
+        return None
     try:
-        with open(os.path.join(libvirtstate.STATUS, qemu.name + ".xml"), "rb") as file:
-            domain = parse(file.read())
+        domain = parse(data)
         if domain.uuid != qemu.uuid:
             return None
         return {claim.identity: claim for claim in needs_of(domain, LiveFacts()).claims}
@@ -350,7 +357,8 @@ def _adopt(qemu: Qemu, config: Config, noticed: float) -> Seen:
         state = _compared(findings, qemu)
         claims = {**(state.defined or {}), **state.open}
         domain = Domain(qemu.name, qemu.uuid, ())
-        if qemu.uuid:
+        # Any user can start a process with these arguments: what it has open is in use all the same; the domain is not.
+        if qemu.uuid and (state.defined is not None or host.owner(qemu.process.pid) == 0):
             claims.setdefault(f"vm:{qemu.uuid}", claim_on_itself(domain))
         tolerance = Tolerance(RAN_BEFORE)
         if client.daemon_facts().use_watchdog and not client.registered(qemu.process.pid):

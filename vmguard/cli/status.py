@@ -139,17 +139,21 @@ def _warnings(report: Dict[str, Any], config: Config) -> List[str]:
             f"the lease store has room for {room['places'] - room['taken']} more storage objects. Make the device larger"
         )
     found += _hook_warnings()
+
+    def shown(names: List[str]) -> str:
+        return ", ".join(map(plain, names))
+
     for one in report["instances"]:
         if one["contested"]:
-            found.append(f"{one['domain']} writes what others have: {', '.join(one['contested'])}")
+            found.append(f"{plain(one['domain'])} writes what others have: {shown(one['contested'])}")
         elif one["without_lease"]:
-            found.append(f"{one['domain']} runs without leases for {', '.join(one['without_lease'])} ({one['note']})")
+            found.append(f"{plain(one['domain'])} runs without leases for {shown(one['without_lease'])} ({one['note']})")
         if one["stopped_by_join"]:
-            found.append(f"{one['domain']} is stopped until its leases are certain. Run `vmguard join`")
+            found.append(f"{plain(one['domain'])} is stopped until its leases are certain. Run `vmguard join`")
     known = {one["uuid"] for one in report["instances"]}
     for qemu in host.qemu_processes():
         if qemu.uuid not in known:
-            found.append(f"{qemu.name} runs without any lease: it was started past the guard, or before it")
+            found.append(f"{plain(qemu.name)} runs without any lease: it was started past the guard, or before it")
     return found
 
 

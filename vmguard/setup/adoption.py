@@ -6,14 +6,13 @@ libvirt calls the hook for running guests only when its daemon starts (`reconnec
 says of each guest now.
 """
 
-import os
 from typing import List, Optional
 
-from vmguard import deadline, guard, host, instance
+from vmguard import deadline, guard, host, instance, libvirtstate
 from vmguard.config import load
 from vmguard.errors import Error, Misconfigured
 from vmguard.report import sentence
-from vmguard.setup import daemons, others
+from vmguard.setup import daemons
 from vmguard.setup.plan import Change, Plan
 
 URI = "qemu:///system"
@@ -27,7 +26,7 @@ def unguarded() -> List[host.Qemu]:
 
 
 def _of_libvirt(qemu: host.Qemu) -> bool:
-    return bool(qemu.uuid and qemu.name) and os.path.exists(os.path.join(others.LIBVIRT_RUN, qemu.name + ".xml"))
+    return libvirtstate.pid_of(qemu.name, qemu.uuid) == qemu.process.pid
 
 
 def add_to(plan: Plan) -> None:

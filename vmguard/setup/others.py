@@ -2,8 +2,6 @@
 """Where others keep things. Read as `others.LIBVIRT` at the moment of use, so that a test can point elsewhere."""
 
 LIBVIRT = "/etc/libvirt"
-# One NAME.xml for each guest that the system daemon has running.
-LIBVIRT_RUN = "/run/libvirt/qemu"
 SANLOCK_CONF = "/etc/sanlock/sanlock.conf"
 # The plugin is in libvirt's library folder; which one that is differs by distribution.
 PLUGINS = (
