@@ -13,7 +13,7 @@ import os
 import signal
 import time
 
-from vmguard import events, host, hostlock, instance
+from vmguard import events, host, hostlock, instance, paths
 from vmguard._typing import List, NamedTuple, Optional, Tuple
 from vmguard.claims import Mode
 from vmguard.config import Config, load
@@ -61,6 +61,7 @@ def join_host() -> Joined:
     config = load()
     if config.store is None or config.host_id is None:
         raise Misconfigured("/etc/vmguard", "this host was not set up", "run `vmguard setup`")
+    _mark_left(False)
     _activate(config.store)
     store = Store.open(config.store, config.cluster)
     end_of_patience = time.monotonic() + _STARTS_TAKE
@@ -296,6 +297,7 @@ def leave_host() -> bool:
     store = Store.open(config.store, config.cluster)
     with hostlock.held():
         if lockspace.state(store, config.host_id) == "out":
+            _mark_left(True)
             return False
         try:
             left = sweep(here(config))
@@ -304,5 +306,31 @@ def leave_host() -> bool:
         if left:
             names = ", ".join(sorted(one.name for one in left))
             raise BadRequest(f"guests on this host need their leases: {names}", "stop or migrate them first")
+        _mark_left(True)
         lockspace.leave(store, config.host_id)
         return True
+
+
+def _left() -> str:
+    return os.path.join(paths.RUN, "left")
+
+
+def _mark_left(has: bool) -> None:
+    try:
+        if has:
+            os.close(os.open(_left(), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
+        else:
+            os.unlink(_left())
+    except OSError:
+        pass  # the agent would join again what somebody made leave, or leave it to him: no harm is in either
+
+
+def lost() -> bool:
+    """
+    Whether this host ought to be a member and is none: it lost its leases with the storage of the store, or with sanlock,
+    and nobody has made it leave. Raises Misconfigured, and the CannotTell kinds of store and sanlock.
+    """
+    config = load()
+    if config.store is None or config.host_id is None or os.path.exists(_left()):
+        return False
+    return lockspace.state(Store.open(config.store, config.cluster), config.host_id) == "out"

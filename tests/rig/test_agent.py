@@ -386,10 +386,26 @@ def test_sanlock_gone_and_back(node1: Host, node2: Host, images: Images) -> None
         attach(node1, web, Disk(plugged, bus="scsi"), "sda")
         agent.tells("not-inspected")
         node1.start_sanlock()
-        node1.vmguard("join")
+        agent.tells("rejoined", within=60)  # nobody ran `vmguard join`
         claimed(node1, web, plugged, within=30)
         assert '"web"' in node2.refused(guest("thief", [plugged]))
         assert node1.state(web) == "running" and not agent.events("conflict")
+
+
+def test_a_host_that_was_made_to_leave_stays_away(node1: Host) -> None:
+    lost = "from vmguard.membership import lost; print(lost())"
+    try:
+        node1.vmguard("leave")
+        assert node1.run("/usr/bin/python3", "-c", lost).out.split() == ["False"]
+        (name,) = (node1.vmguard("join", within=60), node1.lockspaces())[1]
+        assert node1.run("/usr/bin/python3", "-c", lost).out.split() == ["False"]
+        node1.run("sanlock", "client", "rem_lockspace", "-s", f"{name}:1:{node1.cluster.store}/lockspace:0", within=60)
+        assert node1.run("/usr/bin/python3", "-c", lost).out.split() == ["True"]
+        with watched(node1) as (agent,):
+            agent.tells("rejoined", within=60)
+            assert node1.lockspaces() == [name]
+    finally:
+        node1.vmguard("join", within=60)
 
 
 def test_without_it_the_guard_holds(node1: Host, node2: Host, images: Images) -> None:

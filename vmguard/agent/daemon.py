@@ -45,6 +45,12 @@ _RELEASED = 3.0
 
 _LASTING = ("alarm", "not-inspected", "unidentified", "conflict")
 
+# How often it is asked whether this host is still a member of the lockspace. Seconds.
+_MEMBER_EVERY = 10.0
+# A join after a crash under another host name waits 8 io_timeouts and 80 s. Seconds.
+_JOIN_TAKES = 600.0
+
+_JOIN = "import sys; sys.path.insert(0, sys.argv[1]); from vmguard.cli import main; sys.exit(main(['join']))"
 _CODE = "import sys; sys.path.insert(0, sys.argv[1]); from vmguard.agent.acting import main; sys.exit(main(sys.argv[2:]))"
 _LIBRARY = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -136,7 +142,7 @@ class Agent:
 
     async def run(self) -> None:
         """Until it is cancelled."""
-        kept = (self._every_few_seconds(), self.hearing.keep(), self.definitions.keep())
+        kept = (self._every_few_seconds(), self.hearing.keep(), self.definitions.keep(), self._stay_member())
         tasks = [asyncio.ensure_future(one) for one in kept]
         for task in tasks:
             task.add_done_callback(lambda _: self._woken.set())
@@ -174,6 +180,28 @@ class Agent:
             self._share()
             self._ask_for_holders()
             await asyncio.sleep(_LOOK)
+
+    async def _stay_member(self) -> None:
+        """A host that has lost its leases, because their storage was away, joins again as soon as it can."""
+        told = ""
+        while True:
+            await asyncio.sleep(_MEMBER_EVERY)
+            if self._config is None:
+                continue
+            found: List[work.Message] = []
+            await work.child(looking.tell_whether_lost, self._config.deadline, found.append)
+            if not any(message["lost"] for message in found):
+                told = ""
+                continue
+            if not told:
+                self._say("alarm", "this host is not a member of the lockspace any more: it joins again")
+            done = await work.program(["/usr/bin/python3", "-I", "-c", _JOIN, _LIBRARY], "", _JOIN_TAKES)
+            text = done.text.strip() if done.whole else "it came to no end"
+            if done.status != 0 and text != told:
+                self._say("alarm", f"this host could not join again: {text}")
+            elif done.status == 0:
+                self._say("rejoined", text)
+            told = text
 
     def _share(self) -> None:
         """Let the other hosts have what was written down, some seconds later."""

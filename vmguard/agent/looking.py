@@ -16,7 +16,7 @@ some seconds apart; after the host's page cache of it was written out.
 
 import time
 
-from vmguard import errand, events, giving, host, hostlock, instance, libvirtstate, overrides
+from vmguard import deadline, errand, events, giving, host, hostlock, instance, libvirtstate, membership, overrides
 from vmguard._typing import Any, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
 from vmguard.claims import GUESTS_SHARE_IT, Claim, Mode, Needs, claim_on_itself, claims_on, lies_beneath, needs_of
 from vmguard.config import Config, Guarding, load
@@ -386,6 +386,14 @@ def sweep() -> None:
                 giving.sweep(here(config))
     except Error:
         pass  # the next hook call meets the same, and has somebody to tell it to
+
+
+def tell_whether_lost() -> None:
+    """For a child: whether this host ought to be a member of the lockspace, and is none."""
+    try:
+        deadline.tell({"lost": membership.lost()})
+    except Error:
+        pass  # a join would come no further
 
 
 def as_message(qemu: Qemu, seen: Seen) -> Dict[str, Any]:
