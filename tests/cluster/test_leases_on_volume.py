@@ -5,14 +5,16 @@ would, and back at the end.
 """
 
 import os
+import time
 from typing import Iterator
 
 import pytest
 from conftest import Volumes, counts, watched
-from guarded import STORE, VG, Guarded, Volume
+from guarded import IO_TIMEOUT, STORE, VG, Guarded, Volume
 from guests import Disk, guest, witness
 from hosts import eventually
 from nodes import Node, each
+from test_deaths import CERTAIN, takes_over
 
 LEASES = f"/dev/{VG}/leases"
 
@@ -103,6 +105,37 @@ def test_larger_while_it_is_in_use(
     assert "late" in words, words
     assert "room for 30" in node2.vmguard("store").out
     assert node1.state(web) == "running"
+
+
+@pytest.mark.slow
+def test_a_node_whose_storage_hangs_is_alone(
+    leases: Volume, rested: Guarded, node1: Node, node2: Node, volumes: Volumes
+) -> None:
+    """It is reset, its guest can start elsewhere afterwards; the other node renews on, and its guest runs on."""
+    disk, other = (volumes.make(name, content=witness(mark=1)) for name in ("web-1", "web-2"))
+    web, bystander = guest("web", [block(disk.path)]), guest("bystander", [block(other.path)])
+    node2.start(web)
+    node1.start(bystander)
+    counts(rested, disk)
+    counts(rested, other)
+    with watched(rested, disk), watched(rested, other):
+        began = time.monotonic()
+        node2.hang_storage()
+        late = []
+        while node2.is_on():
+            last = node1.renewal()[0]
+            eventually(lambda last=last: node1.renewal()[0] > last, "the other node renews", within=5 * IO_TIMEOUT, every=0.2)  # type: ignore[misc]
+            late.append(node1.renewal()[0] - last)
+            assert time.monotonic() - began < CERTAIN + 60, "it is not reset"
+        node2.gone(within=5)
+        off = time.monotonic() - began
+        took, refused = takes_over(node1, web, began, within=CERTAIN + 150)
+        counts(rested, disk)
+        counts(rested, other)
+        assert node1.runs(bystander)
+    print(f"reset {off:.0f} s after its storage hung, taken over after {took:.0f} s and {refused} refusals")
+    print(f"the other node's renewals were {max(late)} s apart at most")
+    assert off < took
 
 
 def test_a_node_that_dies_and_comes_back(

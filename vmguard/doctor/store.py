@@ -125,6 +125,24 @@ def shared(look: Look) -> Findings:
         yield doubtful(f"the store is this host's alone ({kind}): disks that other hosts can reach are refused", fix)
 
 
+# Each renewal changes the time of the file that all hosts renew in, so they take turns with its lock. A host whose storage
+# hangs while it has that lock gives it to nobody until it is fenced, or its watchdog has reset it: later than the others'
+# leases have ended.
+TAKE_TURNS = ("gfs2", "ocfs2")
+
+
+@check("store-of-turns")
+def of_turns(look: Look) -> Findings:
+    """A host whose storage hangs takes nobody else's leases with it."""
+    found = look.config()
+    if found is None or found.store is None or not found.shared or is_device(found.store):
+        return
+    there = place.mount_of(found.store, place.mounts(look.read(others.MOUNTINFO) or ""))
+    if there is not None and there.kind in TAKE_TURNS:
+        says = f"the store is on {there.kind}: when the storage of one host hangs, all lose their leases, and all guests end"
+        yield doubtful(says, "vmguard store convert /dev/VG/LV (a shared volume of its own, docs/cluster-lvm.md)")
+
+
 @check("mount")
 def mount(look: Look) -> Findings:
     """After a crash the store's filesystem is mounted, however long its device takes to come."""
@@ -133,7 +151,7 @@ def mount(look: Look) -> Findings:
         return
     for line in (look.read("/etc/fstab") or "").splitlines():
         words = line.split()
-        if len(words) < 4 or words[0].startswith("#") or words[2] not in ("gfs2", "ocfs2"):
+        if len(words) < 4 or words[0].startswith("#") or words[2] not in TAKE_TURNS:
             continue
         if found.store != words[1] and not found.store.startswith(words[1].rstrip("/") + "/"):
             continue
