@@ -280,6 +280,23 @@ def test_refresh_brings_a_hook_of_ours_up_to_date_and_no_other(machine: Machine)
     assert sorted(path.name for path in machine.hook.parent.iterdir()) == ["50-vmguard"]
 
 
+@pytest.mark.parametrize("knew", [True, False])
+def test_a_daemon_that_knows_the_hook_knows_the_new_one(
+    knew: bool, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It reads the file at each call. One that never looked still has to."""
+    prepare()
+    machine.hook.write_bytes(machine.hook.read_bytes() + b"# older\n")
+    began = os.stat(machine.hook).st_ctime + (60 if knew else -60)
+    daemon = daemons.Daemon("libvirtd", 7, 1, "libvirtd.service")
+    monkeypatch.setattr(daemons, "find", lambda names: [daemon])
+    monkeypatch.setattr(daemons, "started_at", lambda _: began)
+    assert libvirtside.has_seen_hook(daemon) is knew
+    hookfile.refresh()
+    monkeypatch.setattr(daemons, "started_at", lambda _: began - 120)  # the new file is younger
+    assert libvirtside.has_seen_hook(daemon) is knew
+
+
 def test_guests_that_run_already_get_their_leases(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     running = host.Qemu(host.Process(1, 1), "u-u-i-d", "web", False, ())
     by_hand = running._replace(uuid="other", name="by-hand")

@@ -5,7 +5,8 @@ hook; its daemon has seen both.
 """
 
 import os
-from typing import List, NamedTuple, Optional
+from contextlib import contextmanager
+from typing import Iterator, List, NamedTuple, Optional
 
 from vmguard import host, paths
 from vmguard.errors import Misconfigured
@@ -189,6 +190,15 @@ def _note_seen(daemons_told: List[daemons.Daemon]) -> None:
     running = daemons.find(daemons.LIBVIRT)
     lines = [_mark(each, path) for each in running if each in daemons_told or has_seen_hook(each)]
     replace(_seen_file(), ("\n".join(lines) + "\n").encode())
+
+
+@contextmanager
+def still_seen() -> Iterator[None]:
+    """The daemons that have looked for the hook have done so still, though its file is another one afterwards."""
+    before = [daemon for daemon in daemons.find(daemons.LIBVIRT) if has_seen_hook(daemon)]
+    yield
+    if before:
+        _note_seen(before)
 
 
 def take_back(plan: Plan, before: Previous, restart: bool) -> None:
