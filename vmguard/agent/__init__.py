@@ -11,6 +11,7 @@ more, and stops a guest that has come to write what another one has.
     hearing.py   libvirt's events, over a connection that comes and goes
     looking.py   one look at one QEMU: claims, gives back, finds conflicts. In a child, because storage and sanlock may hang
     acting.py    what is done about a conflict, in a process of its own that asks libvirt
+    standing.py  this host among the others: its membership, its trail, what came up here and is theirs
     work.py      children and programs, waited for by the event loop
 
 Nothing depends on it: leases are QEMU's and the host's, records are written before anything is taken, and whatever it leaves

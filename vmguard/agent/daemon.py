@@ -23,8 +23,8 @@ from vmguard.agent.defining import Definitions
 from vmguard.agent.guests import Guest, Guests
 from vmguard.agent.hearing import Hearing
 from vmguard.agent.looking import Seen
+from vmguard.agent.standing import Standing
 from vmguard.arrivals import DEFINITIONS
-from vmguard.audit import elsewhere, shared
 from vmguard.audit.monitor import Monitor
 from vmguard.config import Config, Guarding, OnConflict, load
 from vmguard.errors import Misconfigured
@@ -38,19 +38,11 @@ _TOGETHER = 8
 _LOOKS = 3
 # A guest that a look hung at is left alone for so long. Seconds.
 _HUNG = 60.0
-# What was written down is copied to the store so often at most. Seconds.
-_SHARED_EVERY = 5.0
 # After a guest's end its `release` comes within one. Seconds.
 _RELEASED = 3.0
 
 _LASTING = ("alarm", "not-inspected", "unidentified", "conflict")
 
-# How often it is asked whether this host is still a member of the lockspace. Seconds.
-_MEMBER_EVERY = 10.0
-# A join after a crash under another host name waits 8 io_timeouts and 80 s. Seconds.
-_JOIN_TAKES = 600.0
-
-_JOIN = "import sys; sys.path.insert(0, sys.argv[1]); from vmguard.cli import main; sys.exit(main(['join']))"
 _CODE = "import sys; sys.path.insert(0, sys.argv[1]); from vmguard.agent.acting import main; sys.exit(main(sys.argv[2:]))"
 _LIBRARY = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -63,14 +55,12 @@ class Agent:
         self.definitions = Definitions(self._say)
         self.hearing = Hearing(self._heard, self.definitions.changed)
         self.monitor = Monitor(self._say, self._is_quiet)
+        self.standing = Standing(self._say, self._begin, lambda: self._config, self.monitor.came_up, _LIBRARY)
         self._folders: Optional[Folders] = None
         self._watched: Dict[str, int] = {}  # folder: its inode
         self._woken = asyncio.Event()
         self._gone: List[Guest] = []
         self._looks = 0  # children that look at guests just now
-        self._shared = (0, 0)
-        self._share_next = 0.0
-        self._asks = False  # a child asks who holds what has become active
         self._sweep: Optional[float] = 0.0  # when to sweep, by the monotonic clock
         self._acting: Set[asyncio.Task[None]] = set()
         self._config: Optional[Config] = None
@@ -142,7 +132,7 @@ class Agent:
 
     async def run(self) -> None:
         """Until it is cancelled."""
-        kept = (self._every_few_seconds(), self.hearing.keep(), self.definitions.keep(), self._stay_member())
+        kept = (self._every_few_seconds(), self.hearing.keep(), self.definitions.keep(), self.standing.keep())
         tasks = [asyncio.ensure_future(one) for one in kept]
         for task in tasks:
             task.add_done_callback(lambda _: self._woken.set())
@@ -177,67 +167,8 @@ class Agent:
                 notify.say(f"READY=1\nSTATUS=watching {len(self.guests)} guests")
             first = False
             work.reap()
-            self._share()
-            self._ask_for_holders()
+            self.standing.look()
             await asyncio.sleep(_LOOK)
-
-    async def _stay_member(self) -> None:
-        """A host that has lost its leases, because their storage was away, joins again as soon as it can."""
-        told = ""
-        while True:
-            await asyncio.sleep(_MEMBER_EVERY)
-            if self._config is None:
-                continue
-            found: List[work.Message] = []
-            await work.child(looking.tell_whether_lost, self._config.deadline, found.append)
-            if not any(message["lost"] for message in found):
-                told = ""
-                continue
-            if not told:
-                self._say("alarm", "this host is not a member of the lockspace any more: it joins again")
-            done = await work.program(["/usr/bin/python3", "-I", "-c", _JOIN, _LIBRARY], "", _JOIN_TAKES)
-            text = done.text.strip() if done.whole else "it came to no end"
-            if done.status != 0 and text != told:
-                self._say("alarm", f"this host could not join again: {text}")
-            elif done.status == 0:
-                self._say("rejoined", text)
-            told = text
-
-    def _share(self) -> None:
-        """Let the other hosts have what was written down, some seconds later."""
-        try:
-            now = os.stat(events.path())
-        except OSError:
-            return
-        if (now.st_ino, now.st_size) == self._shared or time.monotonic() < self._share_next or self._config is None:
-            return
-        self._shared, self._share_next = (now.st_ino, now.st_size), time.monotonic() + _SHARED_EVERY
-        if self._config.shared:
-            self._begin(self._publish(self._config.deadline))
-
-    def _ask_for_holders(self) -> None:
-        """Of volumes that have become active here. While a store does not answer, they wait."""
-        if self._config is None or not self._config.shared or self._asks:
-            return
-        devices = self.monitor.came_up()
-        if devices:
-            self._asks = True
-            self._begin(self._ask(devices, self._config.deadline))
-
-    async def _ask(self, devices: List[str], seconds: float) -> None:
-        def heard(message: work.Message) -> None:
-            device, holder = message.pop("device"), message.pop("holder") or "another host"
-            self._say("activated", f"{message['path']}: it is active here too, as {device}; {holder} has it", **message)
-
-        try:
-            await work.child(lambda: elsewhere.tell_holders(devices), seconds, heard)
-        finally:
-            self._asks = False
-
-    async def _publish(self, seconds: float) -> None:
-        ended = await work.child(shared.publish, seconds, lambda _: None)
-        if not ended.whole:
-            self._shared = (0, 0)  # the store does not answer: again, later
 
     async def _wait(self) -> None:
         # Those that wait for a child are begun when one ends, which wakes us.

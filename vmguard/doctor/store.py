@@ -125,9 +125,9 @@ def shared(look: Look) -> Findings:
         yield doubtful(f"the store is this host's alone ({kind}): disks that other hosts can reach are refused", fix)
 
 
-# On Linux 6.1 each renewal changes the time of the file that all hosts renew in, so they take turns with its lock. A host whose storage
-# hangs while it has that lock gives it to nobody until it is fenced, or its watchdog has reset it: later than the others'
-# leases have ended.
+# On Linux 6.1 each renewal changes the time of the file that all hosts renew in, so they take turns with its lock. A host whose
+# storage hangs while it has that lock gives it to nobody until it is fenced, or its watchdog has reset it: later than the
+# others' leases have ended.
 TAKE_TURNS = ("gfs2", "ocfs2")
 
 

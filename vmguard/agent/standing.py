@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+This host among the others: that it is a member of the lockspace, that they have its trail, what came up here and is theirs.
+
+Nothing of it is waited for: the store may hang, so each question is a child's.
+"""
+
+import asyncio
+import os
+import time
+from typing import Any, Callable, List, Optional
+
+from vmguard import events
+from vmguard.agent import looking, work
+from vmguard.audit import elsewhere, shared
+from vmguard.config import Config
+
+# What was written down is copied to the store so often at most. Seconds.
+_SHARED_EVERY = 5.0
+# How often it is asked whether this host is still a member of the lockspace. Seconds.
+_MEMBER_EVERY = 10.0
+# A join after a crash under another host name waits 8 io_timeouts and 80 s. Seconds.
+_JOIN_TAKES = 600.0
+
+_JOIN = "import sys; sys.path.insert(0, sys.argv[1]); from vmguard.cli import main; sys.exit(main(['join']))"
+
+
+class Standing:
+    """
+    say(event, text, **data) writes down what was found; begin() takes what goes on by itself; config() is the configuration
+    as it is now, None where nothing is to be guarded; came_up() the devices that have become active since the last call.
+    """
+
+    def __init__(
+        self,
+        say: Callable[..., None],
+        begin: Callable[[Any], None],
+        config: Callable[[], Optional[Config]],
+        came_up: Callable[[], List[str]],
+        library: str,
+    ) -> None:
+        self._say = say
+        self._begin = begin
+        self._config = config
+        self._came_up = came_up
+        self._library = library
+        self._shared = (0, 0)  # inode and size of the trail when it was last copied
+        self._share_next = 0.0
+        self._asks = False  # a child asks who holds what has become active
+
+    def look(self) -> None:
+        """Every few seconds."""
+        config = self._config()
+        if config is not None and config.shared:
+            self._share(config)
+            self._ask_for_holders(config)
+        else:
+            self._came_up()  # no other host has any of it
+
+    async def keep(self) -> None:
+        """A host that has lost its leases, because their storage was away, joins again as soon as it can."""
+        told = ""
+        while True:
+            await asyncio.sleep(_MEMBER_EVERY)
+            config = self._config()
+            if config is None:
+                continue
+            found: List[work.Message] = []
+            await work.child(looking.tell_whether_lost, config.deadline, found.append)
+            if not any(message["lost"] for message in found):
+                told = ""
+                continue
+            if not told:
+                self._say("alarm", "this host is not a member of the lockspace any more: it joins again")
+            done = await work.program(["/usr/bin/python3", "-I", "-c", _JOIN, self._library], "", _JOIN_TAKES)
+            text = done.text.strip() if done.whole else "it came to no end"
+            if done.status != 0 and text != told:
+                self._say("alarm", f"this host could not join again: {text}")
+            elif done.status == 0:
+                self._say("rejoined", text)
+            told = text
+
+    def _share(self, config: Config) -> None:
+        """Let the other hosts have what was written down, some seconds later."""
+        try:
+            now = os.stat(events.path())
+        except OSError:
+            return
+        if (now.st_ino, now.st_size) == self._shared or time.monotonic() < self._share_next:
+            return
+        self._shared, self._share_next = (now.st_ino, now.st_size), time.monotonic() + _SHARED_EVERY
+        self._begin(self._publish(config.deadline))
+
+    async def _publish(self, seconds: float) -> None:
+        ended = await work.child(shared.publish, seconds, lambda _: None)
+        if not ended.whole:
+            self._shared = (0, 0)  # the store does not answer: again, later
+
+    def _ask_for_holders(self, config: Config) -> None:
+        """Of volumes that have become active here. While a store does not answer, they wait."""
+        devices = self._came_up() if not self._asks else []
+        if devices:
+            self._asks = True
+            self._begin(self._ask(devices, config.deadline))
+
+    async def _ask(self, devices: List[str], seconds: float) -> None:
+        def heard(message: work.Message) -> None:
+            device, holder = message.pop("device"), message.pop("holder") or "another host"
+            self._say("activated", f"{message['path']}: it is active here too, as {device}; {holder} has it", **message)
+
+        try:
+            await work.child(lambda: elsewhere.tell_holders(devices), seconds, heard)
+        finally:
+            self._asks = False
