@@ -114,11 +114,7 @@ class DeviceStore(Store):
         if number is None:
             raise StoreBroken(self.path, f"there is no lease {name} on it")
         if layout.place(number + 1) > self._blocks.size():
-            raise StoreBroken(
-                self.path,
-                f"a lease lies behind its end: it has {self._blocks.size()} bytes here, and has been made larger",
-                "have this host look at its size again: `lvchange --refresh VG/LV`",
-            )
+            raise self.index.behind_its_end()
         return number
 
     def _place(self, name: str) -> Lease:
