@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any, Callable, List
 
 import pytest
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from sanlock_hosts import Cluster, Host, wait_until
 from test_store import NOTE, in_parallel
 
+from vmguard import gc
 from vmguard.claims import needs_of
 from vmguard.domain import HostPath, parse
 from vmguard.errors import BadRequest, LeaseDamaged, NotJoined, StoreBroken, StoreMoved, UsedByHost
@@ -654,6 +656,36 @@ def test_a_bucket_that_overflows(two: Pair, monkeypatch: pytest.MonkeyPatch) -> 
     two.one.run(lambda: store_of(two).ensure("y"))
     again = [one for one in store_of(two).index.everything()[0] if one.entry.name == lease_name("y")]
     assert (again[0].bucket, again[0].position) == (first.bucket, first.position)
+
+
+@pytest.mark.parametrize("where", [0, 20, 100], ids=["magic", "count", "name"])
+def test_a_damaged_lease_on_making_leases(two: Pair, where: int) -> None:
+    """It is made anew when nobody else can have it."""
+    two.one.run(lambda: store_of(two).ensure("x"))
+    assert store_of(two).damage() == ()
+    block = bytearray(Blocks(two.store.path).read(layout.ALLOCATION))
+    block[where] ^= 1
+    garble(two.store.path, layout.ALLOCATION, bytes(block))
+    with pytest.raises(LeaseDamaged):
+        two.one.run(lambda: store_of(two).ensure("y"))
+    assert "damaged" in store_of(two).damage()[0]
+    with pytest.raises(StoreBroken, match="two may be making leases") as caught:
+        two.one.run(lambda: store_of(two).mend())
+    assert "vmguard leave" in caught.value.remedy
+    (left,) = two.one.run(lambda: gc._damaged_store(SimpleNamespace(store=store_of(two)), True))  # type: ignore[arg-type]
+    assert not left.mended and "two may be making leases" in left.text, "gc says it, and goes on"
+    assert store_of(two).damage()
+    two.two.run(lambda: lockspace.leave(Store.open(two.store.path), 2))
+
+    def mended() -> bool:
+        with suppress(StoreBroken):
+            two.one.run(lambda: store_of(two).mend())
+            return True
+        return False
+
+    wait_until(mended, 10, "one sees that two has left")
+    assert store_of(two).damage() == ()
+    assert two.one.run(lambda: acquired(store_of(two).ensure("y"))) == 1
 
 
 # -- notes -------------------------------------------------------------------------------------------------------------

@@ -221,11 +221,14 @@ class Store(HostIds):
         raise NotImplementedError
 
     def damage(self) -> Tuple[str, ...]:
-        """What is damaged of the store itself and can be made anew from the rest of it, in words. Raises StoreBroken."""
+        """What is damaged of the store itself and can be made anew, in words. Raises StoreBroken."""
         return ()
 
     def mend(self) -> None:
-        """Make it anew. Raises StoreBroken, SanlockDown, SanlockFailed, NotJoined."""
+        """
+        Make it anew. Under the host lock. Raises StoreBroken, also where that is not safe now, LeaseDamaged, SanlockDown,
+        SanlockFailed, NotJoined.
+        """
 
     def leftovers(self) -> Tuple[str, ...]:
         """What a process left half made that died, and nobody needs. Raises StoreBroken, NotJoined, SanlockDown."""

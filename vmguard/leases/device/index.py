@@ -144,7 +144,7 @@ class Index:
             if free is None:
                 raise StoreBroken(self.path, "its index is full")
             number = self._next(name)
-            host_id, generation = self._membership()
+            host_id, generation = self.membership()
             entry = Entry(name, number, RESERVED, host_id, generation)
             self._set(free, entry)
             for slot in slots.of(self.lease_at(name, number)):
@@ -193,7 +193,8 @@ class Index:
             why = f"other hosts have been making leases in it for {PATIENCE:.0f} s"
             raise StoreBroken(self.path, why, "start it again in a moment") from error
 
-    def _membership(self) -> Tuple[int, int]:
+    def membership(self) -> Tuple[int, int]:
+        """This host's id and generation in the lockspace. Raises NotJoined, SanlockDown."""
         for space in status.status().spaces:
             if space.name == self.lockspace:
                 return space.host_id, space.generation
