@@ -190,6 +190,16 @@ def test_the_head_comes_back_as_it_was(mark: Any) -> None:
         assert found is not None and (found.facts.moved, found.facts.instead_of) != (None, None)
 
 
+@given(st.text(min_size=1, max_size=64))
+def test_the_head_fits_whatever_the_host_is_called(name: str) -> None:
+    facts = _cluster.new(120, 4096, None)._replace(by=name, created=1764108000.123456, converted=1764108000.123456)
+    sector, marks = layout.encode_head(Head(facts, 2**50, "LVM-" + "x" * 64, 7))
+    assert not any(sector[layout.PIECE :])
+    found = layout.decode_head("", sector + marks)
+    assert found is not None and name.startswith(found.facts.by)
+    assert found.facts._replace(by=name) == facts
+
+
 def test_places_do_not_overlap() -> None:
     """Written down, not computed: these numbers are on disk, in every store there is."""
     assert (layout.LOCKSPACE, layout.HOSTS, layout.ALLOCATION, layout.INDEX, layout.PLACES) == tuple(
@@ -805,6 +815,13 @@ def test_a_store_that_moved_is_opened_by_nobody(two: Pair) -> None:
     assert caught.value.to == "/srv/leases" and "vmguard setup --store /srv/leases" in caught.value.remedy
     with pytest.raises(StoreMoved):
         two.one.run(lambda: opened_before.ensure("x"))
+    assert Store.look(found.path).facts.moved == Elsewhere("/srv/leases", CLUSTER)
+    # To die while the mark is taken away leaves it, with its name, or none.
+    assert killed_at(two.one, 2, lambda: Store.look(two.store.path).mark_in_use())
+    Store.open(found.path)
+    found = store_of(two)
+    found.mark_moved(Elsewhere("/srv/leases", CLUSTER))
+    assert killed_at(two.one, 1, lambda: Store.look(two.store.path).mark_in_use())
     assert Store.look(found.path).facts.moved == Elsewhere("/srv/leases", CLUSTER)
     found.mark_in_use()
     Store.open(found.path)

@@ -91,8 +91,13 @@ class DeviceStore(Store):
         self._see_it_is_ours()
         self.head = self.head._replace(facts=facts, number=self.head.number + 1)
         head, marks = layout.encode_head(self.head)
-        self._blocks.write(layout.MARKS, marks)
-        self._blocks.write(layout.HEAD, head)
+        # The name of the other store is there as long as a word in the head needs it.
+        if facts.moved or facts.instead_of:
+            self._blocks.write(layout.MARKS, marks)
+            self._blocks.write(layout.HEAD, head)
+        else:
+            self._blocks.write(layout.HEAD, head)
+            self._blocks.write(layout.MARKS, marks)
         self.facts, self.converted = facts, facts.converted
 
     def _see_it_is_ours(self) -> None:
