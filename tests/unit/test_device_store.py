@@ -791,6 +791,19 @@ def test_heads_that_are_not_understood(two: Pair, change: Any, why: str) -> None
     assert why in caught.value.why
 
 
+def test_a_head_that_was_wiped_under_living_hosts(two: Pair) -> None:
+    """Their lockspace is not formatted: it would end them, and their guests."""
+    garble(two.store.path, layout.HEAD, bytes(layout.BLOCK))
+    before = Blocks(two.store.path).read(0, layout.LOCKSPACE)
+    stranger = two.cluster.host("three")
+    with pytest.raises(BadRequest, match="hosts are alive"):
+        stranger.run(lambda: Store.create(two.store.path, 1))
+    assert Blocks(two.store.path).read(0, layout.LOCKSPACE) == before
+    for host in (two.one, two.two):
+        host.stop()
+    assert stranger.run(lambda: Store.create(two.store.path, 1).cluster) != two.store.cluster
+
+
 def test_a_damaged_head_is_no_empty_device(two: Pair) -> None:
     block = bytearray(Blocks(two.store.path).read(0))
     block[100] ^= 1
