@@ -213,11 +213,12 @@ class Store(HostIds):
             raise BadRequest(f"the store has no lease {name}")
         if not self._is_damaged(name):
             raise BadRequest(f"the lease {name} is not damaged")
-        self._drop_notes(name)
+        self.forget(name)
         for slot in slots.of(self._place(name)):
             client.format_lease(slot)
 
-    def _drop_notes(self, name: str) -> None:
+    def forget(self, name: str) -> None:
+        """Drop the notes beside a lease, which is there. Raises StoreBroken."""
         raise NotImplementedError
 
     def damage(self) -> Tuple[str, ...]:

@@ -260,7 +260,7 @@ class DeviceStore(Store):
         notes = (_notes.decode_note(body) for body in found)
         return tuple(note for note in notes if note is not None and lease_name(note.identity) == name)
 
-    def _drop_notes(self, name: str) -> None:
+    def forget(self, name: str) -> None:
         place = layout.place(self._number(name))
         for offset in (*layout.LEASE_NOTES, layout.TICKET_NOTE, layout.DRAIN_NOTE):
             self._blocks.write(place + offset, bytes(layout.BLOCK))
