@@ -21,14 +21,15 @@ import time
 from vmguard import events, host, hostlock, instance
 from vmguard._typing import Callable, Dict, List, NamedTuple, Optional, Tuple
 from vmguard.config import Config, load
-from vmguard.errors import BadRequest, Misconfigured, NotJoined, StoreBroken, StoreMoved
+from vmguard.errors import BadRequest, LeaseDamaged, Misconfigured, NotJoined, StoreBroken, StoreMoved
 from vmguard.giving import sweep
-from vmguard.leases import Note, client, lockspace
+from vmguard.leases import Note, client, lockspace, slots
 from vmguard.leases._cluster import Elsewhere
 from vmguard.leases.lockspace import Entry
 from vmguard.leases.store import Store, exists, is_device
 from vmguard.member import here
 from vmguard.owning import qemu_of
+from vmguard.setup import others, place
 
 Say = Callable[[str], None]
 
@@ -42,9 +43,10 @@ class Converted(NamedTuple):
     lost: int  # of which nothing was known: a state of their guests that was saved before is refused
 
 
-def convert(path: str, say: Say) -> Converted:
+def convert(path: str, say: Say, shared: bool = False) -> Converted:
     """
     Move the leases of this host's cluster to another store, or finish doing so. say: told what is done, as it begins.
+    shared: other hosts see that place, whatever it looks like.
 
     Raises BadRequest while anybody holds anything, or may; StoreBroken, SanlockDown, SanlockFailed, Misconfigured.
     """
@@ -57,20 +59,24 @@ def convert(path: str, say: Say) -> Converted:
         raise StoreBroken(old.path, f"it is the store of another cluster ({old.cluster}, not {config.cluster})")
     if path == old.path:
         raise BadRequest(f"{path} is the store that this host has", "name another one")
-    new = _new(path, old, config, say)
+    new = _new(path, old, config, say, shared)
     if new.facts.instead_of is None:
         return Converted(old.path, new.path, 0, 0)  # finished, but for the configuration of this host
     new.carry(old.hosts_known())
     with hostlock.held():
         dead: Optional[Dead] = None
-        if old.facts.moved is None:
+        marked = old.facts.moved is None
+        if marked:
+            _see_room(old, new)
             dead = _see_nobody_has_anything(old, config, say)
             old.mark_moved(Elsewhere(new.path, new.cluster))
             say(f"{old.path} is marked as moved")
         try:
             _see_nobody_has_anything(old, config, say, dead)
         except BadRequest:
-            old.mark_in_use()
+            # A mark of somebody else's is his to take away: he may have found that nobody has anything, and be carrying over.
+            if marked:
+                old.mark_in_use()
             raise
         if Store.look(path).facts.instead_of is None:
             return Converted(old.path, new.path, 0, 0)  # somebody else has just finished it
@@ -79,12 +85,18 @@ def convert(path: str, say: Say) -> Converted:
         lockspace.join(new, config.host_id, host.key())
         carried, lost = _carry(old, new)
         os.sync()
+        if Store.look(old.path).facts.moved != (new.path, new.cluster):
+            lockspace.leave(new, config.host_id)
+            raise BadRequest(
+                f"{old.path} is in use again: another conversion found somebody in it",
+                "see that no other one runs, and run this again",
+            )
         new.mark_in_use(converted=time.time())
     events.record("converted", f"the leases have moved from {old.path} to {new.path}", carried=carried, lost=lost)
     return Converted(old.path, new.path, carried, lost)
 
 
-def _new(path: str, old: Store, config: Config, say: Say) -> Store:
+def _new(path: str, old: Store, config: Config, say: Say, shared: bool) -> Store:
     """The new store, made or half made. Raises BadRequest where there is another one."""
     moved = old.facts.moved
     if moved is not None and moved.path != path:
@@ -104,6 +116,7 @@ def _new(path: str, old: Store, config: Config, say: Say) -> Store:
             f"{too_high[0].host or 'a host'} has the host id {too_high[0].host_id}, and a device has room for 200",
             "give it a lower one: `vmguard setup --host-id N` there",
         )
+    _see_place(path, config.shared and not shared)
     with hostlock.held():
         _see_nobody_has_anything(old, config, say)
     say(f"making {path}")
@@ -111,6 +124,25 @@ def _new(path: str, old: Store, config: Config, say: Say) -> Store:
     if new.facts.instead_of is None or new.facts.instead_of.cluster != old.cluster:
         raise BadRequest(f"somebody else has just made a store at {path}", "name an empty place")
     return new
+
+
+def _see_place(path: str, for_others: bool) -> None:
+    """
+    What `vmguard setup` sees to before it makes a store: afterwards it would refuse what cannot be taken back any more.
+
+    for_others: they must see it, too. Raises BadRequest, Unresolvable.
+    """
+    if is_device(path):
+        device = place.device(path)
+        place.see_unused(device)
+        seen = device.others_see_it
+    else:
+        seen = place.seen_by_others(place.look(path, others.MOUNTINFO, others.FSTAB))
+    if for_others and not seen:
+        raise BadRequest(
+            f"other hosts do not see {path}, as far as vmguard knows",
+            "name a directory or device that all hosts share; if this is one: `--shared yes`",
+        )
 
 
 Dead = Dict[int, int]  # host ids, each with the generation that is certainly dead
@@ -169,26 +201,55 @@ def _alive(others: List[Entry], old: Store, say: Say) -> List[Entry]:
     return []
 
 
+def _see_room(old: Store, new: Store) -> None:
+    """Raises BadRequest where the new store has no room for the leases of the old one, and some more."""
+    wanted = len(old.lease_names()) * 9 // 8 + 1
+    room = new.room()
+    if room is not None:
+        has, each = room[1], 4
+    else:
+        disk = os.statvfs(new.path)
+        has, each = len(new.lease_names()) + disk.f_bavail * disk.f_frsize // slots.FILE_BYTES, 3
+    if has < wanted:
+        raise BadRequest(
+            f"{new.path} has room for the leases of {has} storage objects, and needs it for {wanted}",
+            f"make it larger ({each} MiB for each), and run this again; or name another place",
+        )
+
+
 def _carry(old: Store, new: Store) -> Tuple[int, int]:
     """Carry over who wrote last, where that is certain, and which saved states are used up. How many, and how many not."""
     carried = lost = 0
+    there = set(new.lease_names())
     for name in old.lease_names():
-        identity = old.identity_of(name)
-        note = old.note(identity) if identity is not None else None
-        if note is None or identity is None:
+        note = _known(old, name)
+        if note is None:
+            # An earlier attempt may have carried over what is no longer true.
+            if name in there:
+                new.forget(name)
             lost += 1
             continue
-        writer = note.writer if note.lver == client.version(old.lease_of_name(name)) else None
-        if writer is None and not note.restored:
-            lost += 1
-            continue
-        new.ensure(identity)
+        new.ensure(note.identity)
         # Of version 0, which nobody ever holds: the first who does finds it before his own.
-        new.write_note(
-            Note(
-                identity, note.mode, 0, 0, 0, note.host, note.domain, note.uuid, note.path, note.since,
-                writer=writer, restored=note.restored,
-            )
-        )  # fmt: skip
+        new.write_note(note._replace(host_id=0, generation=0, lver=0, instance="", disks=()))
         carried += 1
     return carried, lost
+
+
+def _known(old: Store, name: str) -> Optional[Note]:
+    """The note of a lease, with its writer only if that is certain; None where it says nothing that holds in another store."""
+    try:
+        identity = old.identity_of(name)
+        note = old.note(identity) if identity is not None else None
+        if note is None:
+            return None
+        try:
+            certain = note.lver == client.version(old.lease_of_name(name))
+        except LeaseDamaged:
+            certain = False
+    except StoreBroken:
+        Store.look(old.path)  # raises where it is the store, and not this lease alone
+        return None
+    if not certain:
+        note = note._replace(writer=None)
+    return note if note.writer is not None or note.restored else None

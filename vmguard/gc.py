@@ -11,7 +11,7 @@ import os
 from vmguard import events, host, hostlock, instance
 from vmguard._typing import Dict, List, NamedTuple, Optional, Set
 from vmguard.config import load
-from vmguard.errors import BadRequest, Misconfigured, RecordBroken
+from vmguard.errors import BadRequest, Misconfigured, RecordBroken, StoreBroken
 from vmguard.giving import end, flush, sweep
 from vmguard.instance import Instance
 from vmguard.leases import HostState, client, slots
@@ -64,13 +64,15 @@ def collect(
 
 
 def _damaged_store(this: Here, repair: bool) -> List[Found]:
-    found = []
-    for text in this.store.damage():
-        if repair:
+    damage = this.store.damage()
+    how, mended = "`vmguard gc --repair` makes it anew", False
+    if damage and repair:
+        try:
             this.store.mend()
-        how = "made anew from the leases" if repair else "`vmguard gc --repair` makes it anew from the leases"
-        found.append(Found("damaged store", f"{text}: {how}", repair))
-    return found
+            how, mended = "made anew", True
+        except StoreBroken as error:
+            how = f"it cannot be made anew: {error.why}; {error.remedy or 'mend the store'}"
+    return [Found("damaged store", f"{text}: {how}", mended) for text in damage]
 
 
 def _swept(one: Instance) -> Found:

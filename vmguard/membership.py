@@ -29,6 +29,7 @@ from vmguard.errors import (
     SanlockFailed,
     StateUnproven,
     StoreBroken,
+    StoreMoved,
 )
 from vmguard.giving import drain, sweep
 from vmguard.host import Process
@@ -287,21 +288,23 @@ def _again_exclusively(want: Want, place: Lease, connection: client.Connection) 
 
 def leave_host() -> bool:
     """
-    Leave the lockspace. False if this host was no member.
+    Leave the lockspace, that of a store whose place another one has taken, too. False if this host was no member.
 
     Raises BadRequest while a guest here needs its leases: sanlock would kill it.
     """
     config = load()
     if config.store is None or config.host_id is None:
         raise Misconfigured("/etc/vmguard", "this host was not set up", "run `vmguard setup`")
-    store = Store.open(config.store, config.cluster)
+    store = Store.look(config.store)
+    if store.facts.moved is None:
+        store = Store.open(config.store, config.cluster)
     with hostlock.held():
         if lockspace.state(store, config.host_id) == "out":
             _mark_left(True)
             return False
         try:
             left = sweep(here(config))
-        except NotJoined:
+        except (NotJoined, StoreMoved):
             left = []
         if left:
             names = ", ".join(sorted(one.name for one in left))

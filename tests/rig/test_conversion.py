@@ -74,7 +74,7 @@ def test_there_and_back(moving: Moving, node1: Host, node2: Host, images: Images
 
         node2.vmguard("leave")
         old = moving.store
-        done = node1.vmguard("store", "convert", "--yes", moving.device)
+        done = node1.vmguard("store", "convert", "--yes", "--shared", "yes", moving.device)
         assert f"vmguard setup --store {moving.device}" in done.out, done
         missed = node2.vmguard("join", check=False)
         assert missed.status and f"vmguard setup --store {moving.device}" in missed.err, missed
@@ -98,7 +98,7 @@ def test_there_and_back(moving: Moving, node1: Host, node2: Host, images: Images
 
     back = moving.folder + "/back"
     node2.vmguard("leave")
-    node1.vmguard("store", "convert", "--yes", back)
+    node1.vmguard("store", "convert", "--yes", "--shared", "yes", back)
     assert f"vmguard setup --store {back}" in node2.vmguard("join", check=False).err
     enter(node2, back)
     works(node1, node2, images, "back")
@@ -114,14 +114,14 @@ def test_a_state_of_which_nothing_is_known(moving: Moving, node1: Host, node2: H
         node1.virsh("managedsave", web.guest.uuid)
         node1.run("rm", "/etc/vmguard/vmguard.conf.d/90-test.conf")
         node2.vmguard("leave")
-        node1.vmguard("store", "convert", "--yes", moving.device)
+        node1.vmguard("store", "convert", "--yes", "--shared", "yes", moving.device)
         refused = node1.virsh("start", web.guest.uuid, check=False)
         assert refused.status and "nothing shows" in refused.err, refused
 
 
 def test_not_while_anybody_has_anything(moving: Moving, node1: Host, node2: Host, images: Images) -> None:
     def refused(what: str) -> None:
-        done = node1.vmguard("store", "convert", "--yes", moving.device, check=False)
+        done = node1.vmguard("store", "convert", "--yes", "--shared", "yes", moving.device, check=False)
         assert done.status and what in done.err and "Traceback" not in done.err, done
 
     web = guest("web", [images.raw("web.img")])
@@ -152,7 +152,7 @@ def test_killed_half_way(milliseconds: int, moving: Moving, node1: Host, node2: 
     """The old store is in use, or the same command finishes it; a host that was away finds one of the two."""
     works(node1, node2, images, "before")
     node2.vmguard("leave")
-    moved = node1.spawn("vmguard", "store", "convert", "--yes", moving.device)
+    moved = node1.spawn("vmguard", "store", "convert", "--yes", "--shared", "yes", moving.device)
     time.sleep(milliseconds / 1000)
     for pid, arguments in node1.processes():
         if "convert" in arguments:
@@ -177,6 +177,6 @@ def test_killed_half_way(milliseconds: int, moving: Moving, node1: Host, node2: 
             node1.destroy(after)
             eventually(lambda: not node1.leftovers(), "at rest")
     if node1.vmguard("setup", "--yes", "--store", moving.device, "--shared", "yes", check=False).status:
-        node1.vmguard("store", "convert", "--yes", moving.device)
+        node1.vmguard("store", "convert", "--yes", "--shared", "yes", moving.device)
     enter(node2, moving.device)
     works(node1, node2, images, "moved")

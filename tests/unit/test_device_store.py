@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any, Callable, List
 
 import pytest
@@ -19,16 +20,17 @@ from hypothesis import strategies as st
 from sanlock_hosts import Cluster, Host, wait_until
 from test_store import NOTE, in_parallel
 
+from vmguard import gc
 from vmguard.claims import needs_of
 from vmguard.domain import HostPath, parse
-from vmguard.errors import BadRequest, NotJoined, StoreBroken, StoreMoved, UsedByHost
+from vmguard.errors import BadRequest, LeaseDamaged, NotJoined, StoreBroken, StoreMoved, UsedByHost
 from vmguard.leases import Lease, Note, Writer, _cluster, _notes, client, lockspace, slots
 from vmguard.leases._cluster import Elsewhere
 from vmguard.leases._notes import HostRecord
 from vmguard.leases.device import index, layout, making
 from vmguard.leases.device import store as device_store
 from vmguard.leases.device.blocks import Blocks
-from vmguard.leases.device.layout import READY, RESERVED, SPOILT, Entry, Head
+from vmguard.leases.device.layout import READY, REMOVED, RESERVED, SPOILT, Entry, Head
 from vmguard.leases.device.store import DeviceStore
 from vmguard.leases.store import Store, exists, lease_name
 from vmguard.storage import resolve
@@ -186,6 +188,16 @@ def test_the_head_comes_back_as_it_was(mark: Any) -> None:
     if mark:
         found = layout.decode_head("", sector + bytes(layout.BLOCK))
         assert found is not None and (found.facts.moved, found.facts.instead_of) != (None, None)
+
+
+@given(st.text(min_size=1, max_size=64))
+def test_the_head_fits_whatever_the_host_is_called(name: str) -> None:
+    facts = _cluster.new(120, 4096, None)._replace(by=name, created=1764108000.123456, converted=1764108000.123456)
+    sector, marks = layout.encode_head(Head(facts, 2**50, "LVM-" + "x" * 64, 7))
+    assert not any(sector[layout.PIECE :])
+    found = layout.decode_head("", sector + marks)
+    assert found is not None and name.startswith(found.facts.by)
+    assert found.facts._replace(by=name) == facts
 
 
 def test_places_do_not_overlap() -> None:
@@ -500,6 +512,81 @@ def test_a_damaged_index_hides_nothing_and_is_mended(two: Pair, data: bytes) -> 
     assert two.two.run(lambda: acquired(lease)) == 2
 
 
+def index_damaged(pair: Pair, identity: str) -> None:
+    """The sector of the index is damaged in which a lease is."""
+    (found,) = [one for one in store_of(pair).index.everything()[0] if one.entry.name == lease_name(identity)]
+    garble(pair.store.path, layout.bucket_at(found.bucket) + found.piece * layout.PIECE)
+
+
+@pytest.mark.parametrize("count", ["whole", "lost"])
+def test_who_sees_the_old_size_does_not_mend(two: Pair, monkeypatch: pytest.MonkeyPatch, count: str) -> None:
+    """A lease behind the end that he sees would be forgotten, and made a second time."""
+    old = store_of(two)._blocks.size()
+    for number in range(6):
+        two.one.run(lambda: store_of(two).ensure(f"x{number}"))  # noqa: B023
+    two.cluster.grow(two.store.path, 64)
+    lease = two.one.run(lambda: store_of(two).ensure("y"))
+    index_damaged(two, "y")
+    if count == "lost":
+        garble(two.store.path, layout.NEXT)
+    with monkeypatch.context() as here:
+        here.setattr(Blocks, "size", lambda self: old)
+        with pytest.raises(StoreBroken) as caught:
+            two.two.run(lambda: store_of(two).mend())
+        assert "--refresh" in caught.value.remedy
+        assert ("behind its end" if count == "whole" else "count of the places") in caught.value.why
+    assert store_of(two).damage()
+    if count == "lost":
+        two.one.run(lambda: store_of(two).ensure("z"))  # counts anew
+        assert two.one.run(lambda: store_of(two).index._mark()) == 8
+    two.two.run(lambda: store_of(two).mend())
+    assert two.two.run(lambda: store_of(two).ensure("y")) == lease
+
+
+def test_the_count_of_places_never_goes_down(two: Pair) -> None:
+    """It tells a host that it sees less of the device than others have given out."""
+    for number in range(3):
+        two.one.run(lambda: store_of(two).ensure(f"x{number}"))  # noqa: B023
+    garble(two.store.path, layout.place(1), bytes(layout.BLOCK))
+    taken = next(one for one in store_of(two).index.everything()[0] if one.entry.place == 1)
+    store_of(two).index._set(taken, taken.entry._replace(state=REMOVED))
+    garble(two.store.path, layout.place(1) + layout.MiB, bytes(layout.BLOCK))
+    garble(two.store.path, layout.place(1) + 2 * layout.MiB, bytes(layout.BLOCK))
+    garble(two.store.path, layout.NEXT)
+    assert two.two.run(lambda: store_of(two).ensure("y")).offset == layout.place(1)
+    assert store_of(two).index._mark() == 3
+
+
+@pytest.mark.parametrize("slot", list(slots.SUFFIXES))
+def test_a_lease_that_is_damaged_in_part_is_not_forgotten(two: Pair, slot: str) -> None:
+    """It comes back into the index, and is repaired there as others are: when nobody can have it."""
+    lease = two.one.run(lambda: store_of(two).ensure("x"))
+    busy = two.one.guest()
+    assert busy.call("acquire", lease, False) == 1
+    garble(two.store.path, store_of(two).slot("x", slot).offset)
+    index_damaged(two, "x")
+    two.two.run(lambda: store_of(two).mend())
+    assert two.two.run(lambda: store_of(two).ensure("x")) == lease
+    assert two.two.run(store_of(two).damaged) == (lease.name,)
+
+
+def test_places_that_contradict_themselves_are_not_mended(two: Pair) -> None:
+    lease = two.one.run(lambda: store_of(two).ensure("x"))
+    other = slots.ticket(two.one.run(lambda: store_of(two).ensure("y")))
+    garble(two.store.path, slots.ticket(lease).offset, Blocks(two.store.path).read(other.offset))
+    index_damaged(two, "x")
+    with pytest.raises(LeaseDamaged):
+        two.two.run(lambda: store_of(two).mend())
+    assert store_of(two).damage()
+
+
+def test_a_half_made_lease_is_none(two: Pair) -> None:
+    assert killed_at(two.one, 5, lambda: store_of(two).ensure("x")), "its ticket and drain mark are not there"
+    index_damaged(two, "x")
+    two.two.run(lambda: store_of(two).mend())
+    assert store_of(two).has("x") is False
+
+
 def test_a_whole_index_that_was_wiped(two: Pair) -> None:
     leases = [two.one.run(lambda: store_of(two).ensure(f"x{number}")) for number in range(5)]  # noqa: B023
     assert killed_at(two.one, 6, lambda: store_of(two).ensure("dead"))
@@ -534,7 +621,7 @@ def test_an_overflowing_bucket_is_mended(two: Pair, monkeypatch: pytest.MonkeyPa
     lease = two.one.run(lambda: store_of(two).ensure("x"))
     (entry,) = entries(two)
     made = store_of(two).index
-    filler = [{p: Entry(f"{q:020x}{p:020x}", 1000, READY) for p in range(layout.ENTRIES)} for q in range(layout.PIECES)]
+    filler = [{p: Entry(f"{q:020x}{p:020x}", 5, READY) for p in range(layout.ENTRIES)} for q in range(layout.PIECES)]
     for piece, full in enumerate(filler):
         made._write_piece(7, piece, full)
     made._write_piece(8, 0, {0: entry})
@@ -579,6 +666,36 @@ def test_a_bucket_that_overflows(two: Pair, monkeypatch: pytest.MonkeyPatch) -> 
     two.one.run(lambda: store_of(two).ensure("y"))
     again = [one for one in store_of(two).index.everything()[0] if one.entry.name == lease_name("y")]
     assert (again[0].bucket, again[0].position) == (first.bucket, first.position)
+
+
+@pytest.mark.parametrize("where", [0, 20, 100], ids=["magic", "count", "name"])
+def test_a_damaged_lease_on_making_leases(two: Pair, where: int) -> None:
+    """It is made anew when nobody else can have it."""
+    two.one.run(lambda: store_of(two).ensure("x"))
+    assert store_of(two).damage() == ()
+    block = bytearray(Blocks(two.store.path).read(layout.ALLOCATION))
+    block[where] ^= 1
+    garble(two.store.path, layout.ALLOCATION, bytes(block))
+    with pytest.raises(LeaseDamaged):
+        two.one.run(lambda: store_of(two).ensure("y"))
+    assert "damaged" in store_of(two).damage()[0]
+    with pytest.raises(StoreBroken, match="two may be making leases") as caught:
+        two.one.run(lambda: store_of(two).mend())
+    assert "vmguard leave" in caught.value.remedy
+    (left,) = two.one.run(lambda: gc._damaged_store(SimpleNamespace(store=store_of(two)), True))  # type: ignore[arg-type]
+    assert not left.mended and "two may be making leases" in left.text, "gc says it, and goes on"
+    assert store_of(two).damage()
+    two.two.run(lambda: lockspace.leave(Store.open(two.store.path), 2))
+
+    def mended() -> bool:
+        with suppress(StoreBroken):
+            two.one.run(lambda: store_of(two).mend())
+            return True
+        return False
+
+    wait_until(mended, 10, "one sees that two has left")
+    assert store_of(two).damage() == ()
+    assert two.one.run(lambda: acquired(store_of(two).ensure("y"))) == 1
 
 
 # -- notes -------------------------------------------------------------------------------------------------------------
@@ -674,6 +791,19 @@ def test_heads_that_are_not_understood(two: Pair, change: Any, why: str) -> None
     assert why in caught.value.why
 
 
+def test_a_head_that_was_wiped_under_living_hosts(two: Pair) -> None:
+    """Their lockspace is not formatted: it would end them, and their guests."""
+    garble(two.store.path, layout.HEAD, bytes(layout.BLOCK))
+    before = Blocks(two.store.path).read(0, layout.LOCKSPACE)
+    stranger = two.cluster.host("three")
+    with pytest.raises(BadRequest, match="hosts are alive"):
+        stranger.run(lambda: Store.create(two.store.path, 1))
+    assert Blocks(two.store.path).read(0, layout.LOCKSPACE) == before
+    for host in (two.one, two.two):
+        host.stop()
+    assert stranger.run(lambda: Store.create(two.store.path, 1).cluster) != two.store.cluster
+
+
 def test_a_damaged_head_is_no_empty_device(two: Pair) -> None:
     block = bytearray(Blocks(two.store.path).read(0))
     block[100] ^= 1
@@ -698,6 +828,13 @@ def test_a_store_that_moved_is_opened_by_nobody(two: Pair) -> None:
     assert caught.value.to == "/srv/leases" and "vmguard setup --store /srv/leases" in caught.value.remedy
     with pytest.raises(StoreMoved):
         two.one.run(lambda: opened_before.ensure("x"))
+    assert Store.look(found.path).facts.moved == Elsewhere("/srv/leases", CLUSTER)
+    # To die while the mark is taken away leaves it, with its name, or none.
+    assert killed_at(two.one, 2, lambda: Store.look(two.store.path).mark_in_use())
+    Store.open(found.path)
+    found = store_of(two)
+    found.mark_moved(Elsewhere("/srv/leases", CLUSTER))
+    assert killed_at(two.one, 1, lambda: Store.look(two.store.path).mark_in_use())
     assert Store.look(found.path).facts.moved == Elsewhere("/srv/leases", CLUSTER)
     found.mark_in_use()
     Store.open(found.path)

@@ -10,8 +10,9 @@ from typing import Any, Dict, List, Optional
 import pytest
 
 from vmguard import config, host, libvirtstate, membership, paths
-from vmguard.errors import BadRequest, CannotTell, HostIdTaken, Misconfigured, StoreBroken
+from vmguard.errors import BadRequest, CannotTell, HostIdTaken, Misconfigured, StoreBroken, StoreMoved
 from vmguard.leases import status
+from vmguard.leases._cluster import Elsewhere
 from vmguard.setup import daemons, hookfile, libvirtside, others, place, plan, removal, steps
 from vmguard.setup.libvirtconf import get
 
@@ -25,6 +26,7 @@ class FakeStore:
         self.path, self.by = path, "elsewhere"
         self.fields: Dict[str, Any] = json.loads(Path(path, "vmguard.json").read_text())
         self.cluster, self.io_timeout = self.fields["cluster"], self.fields["io_timeout"]
+        self.facts = SimpleNamespace(moved=Elsewhere(*self.fields["moved"]) if "moved" in self.fields else None)
 
     @classmethod
     def create(cls, path: str, io_timeout: int) -> "FakeStore":
@@ -37,7 +39,16 @@ class FakeStore:
         store = cls(path)
         if cluster not in (None, store.cluster):
             raise StoreBroken(path, "another cluster's")
+        if store.facts.moved is not None:
+            raise StoreMoved(path, store.facts.moved.path)
         return store
+
+    @classmethod
+    def look(cls, path: str) -> "FakeStore":
+        try:
+            return cls(path)
+        except OSError as error:
+            raise StoreBroken(path, "no store") from error
 
     def host_record(self, host_id: int) -> Any:
         machine = self.fields["hosts"].get(str(host_id))
@@ -54,6 +65,8 @@ class FakeStore:
         return number
 
     def release_host_id(self, host_id: int, key: host.HostKey) -> None:
+        if self.fields["hosts"].get(str(host_id)) != key.machine:
+            raise HostIdTaken(host_id, self.path, "elsewhere", False)
         del self.fields["hosts"][str(host_id)]
         Path(self.path, "vmguard.json").write_text(json.dumps(self.fields))
 
@@ -442,3 +455,60 @@ def test_another_store_while_others_are_in_the_one_before(machine: Machine) -> N
         prepare(store=str(machine.root / "other"))
     assert "vmguard store convert" in caught.value.remedy
     assert machine.contents() == before
+
+
+def made_at(path: Path, cluster: str, moved: Optional[Elsewhere] = None) -> str:
+    """A store of this cluster, which may have moved."""
+    FakeStore.create(str(path), 10)
+    fields = {"cluster": cluster, "io_timeout": 10, "hosts": {"1": "beef", "2": "cafe"}}
+    path.joinpath("vmguard.json").write_text(json.dumps({**fields, "moved": list(moved)} if moved else fields))
+    return str(path)
+
+
+def test_a_host_that_missed_a_conversion_goes_where_the_others_went(machine: Machine) -> None:
+    """A store that it made by itself, or another one, would not be theirs."""
+    first = machine.root / "first"
+    prepare(store=made_at(first, "aaaa"), shared=True, host_id=2)
+    last = machine.root / "last"
+    between = machine.root / "between"
+    first.joinpath("vmguard.json").unlink()
+    first.rmdir()
+    made_at(first, "aaaa", Elsewhere(str(between), "bbbb"))
+    before = machine.contents()
+    # Nothing can be seen of it yet: where it went is known all the same.
+    for wrong in (machine.root / "typo", Path(made_at(machine.root / "another", "ffff"))):
+        with pytest.raises(BadRequest, match=f"has moved to the store {between}'") as caught:
+            prepare(store=str(wrong))
+        assert f"vmguard setup --store {between}" in caught.value.remedy
+    # It has moved on since.
+    made_at(between, "bbbb", Elsewhere(str(last), "cccc"))
+    made_at(last, "cccc")
+    with pytest.raises(BadRequest, match=f"has moved to the store {last}'"):
+        prepare(store=str(machine.root / "typo"))
+    assert {path: machine.contents()[path] for path in before} == before
+    prepare(store=str(last))
+    assert (config.load().store, config.load().cluster) == (str(last), "cccc")
+
+
+@pytest.mark.parametrize("wanted", [None, 7], ids=["auto", "chosen"])
+def test_a_clone_gets_a_host_id_of_its_own(machine: Machine, monkeypatch: pytest.MonkeyPatch, wanted: Optional[int]) -> None:
+    """It has the configuration of its original, which keeps its own."""
+    prepare()
+    monkeypatch.setattr(host, "key", lambda: host.HostKey("babe", "clone"))
+    sanlock_is(monkeypatch, watchdog=True)
+    prepare(host_id=wanted)
+    assert config.load().host_id == (wanted or 2)
+    assert FakeStore(str(config.load().store)).fields["hosts"] == {"1": "cafe", str(wanted or 2): "babe"}
+
+
+@pytest.mark.parametrize("again", [5, None, 6])
+@pytest.mark.parametrize("made", range(6))
+def test_death_while_a_host_gets_another_id(machine: Machine, made: int, again: Optional[int]) -> None:
+    """Whatever is asked for afterwards: the id that is configured is this host's."""
+    prepare()
+    do(steps.plan(steps.Wishes(host_id=5)), made)
+    prepare(host_id=again)
+    found = config.load()
+    assert found.host_id == again or again is None
+    assert FakeStore(str(found.store)).fields["hosts"][str(found.host_id)] == "cafe"
+    assert steps.plan(steps.Wishes()).changes == []

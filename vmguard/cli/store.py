@@ -36,6 +36,9 @@ def add(commands: Any) -> None:
         " again.",
     )
     moving.add_argument("path", metavar="PATH", help="the new store")
+    moving.add_argument(
+        "--shared", choices=("yes", "auto"), default="auto", help="yes: other hosts see PATH, though that does not show"
+    )
     moving.add_argument("--yes", action="store_true", help="do not ask")
     moving.set_defaults(run=run_convert)
 
@@ -86,7 +89,7 @@ def run_convert(options: argparse.Namespace) -> int:
     if not options.yes and not confirmed(f"Move the leases of the whole cluster from {load().store} to {path}?"):
         print("Nothing was changed.")
         return 1
-    done = convert(path, lambda words: print(f"{plain(words)} ...", flush=True))
+    done = convert(path, lambda words: print(f"{plain(words)} ...", flush=True), options.shared == "yes")
     plan = steps.plan(steps.Wishes(store=done.new, shared=True if load().shared else None))
     carry_out(plan, lambda change: print(f"{change.what} ...", flush=True))
     print(f"The leases are in {plain(done.new)} now.")

@@ -160,7 +160,7 @@ class DirectoryStore(Store):
         except OSError as error:
             raise _files.broken(path, error) from error
 
-    def _drop_notes(self, name: str) -> None:
+    def forget(self, name: str) -> None:
         with self._open("leases") as fd:
             for entry in os.listdir(fd):
                 if entry.startswith(name + ".") and entry.endswith(".note"):

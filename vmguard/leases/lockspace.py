@@ -23,6 +23,7 @@ from vmguard.leases.store import Store
 # sector is for messages.
 _RECORD_LEN = 256
 _MAGIC = 0x12212010  # DELTA_DISK_MAGIC
+_IO_TIMEOUT = slice(174, 176)  # of a record: that of its host
 
 _POLL = 0.1  # seconds
 
@@ -81,9 +82,7 @@ def _see_nobody_alive(store: Store, host_id: int) -> None:
     first = _renewal(store, host_id)
     if first.timestamp == 0:
         return
-    # Renewed every 2 io_timeouts (sanlock's id_renewal_seconds), checked once a second, written within another
-    # io_timeout.
-    end = time.monotonic() + 3 * store.io_timeout + 1
+    end = time.monotonic() + _renewed_within(store.io_timeout)
     while time.monotonic() < end:
         time.sleep(_POLL)
         now = _renewal(store, host_id)
@@ -91,6 +90,22 @@ def _see_nobody_alive(store: Store, host_id: int) -> None:
             if now.timestamp == 0:
                 return  # it has just left
             raise HostIdTaken(host_id, store.path, now.owner, live=True)
+
+
+def _renewed_within(io_timeout: int) -> int:
+    """
+    Seconds. Renewed every 2 io_timeouts (sanlock's id_renewal_seconds), checked once a second, written within another
+    io_timeout.
+    """
+    return 3 * io_timeout + 1
+
+
+def renewed_within(record: bytes) -> int:
+    """Seconds in which a living host renews this record of a lockspace, which may be none; 0: nobody does."""
+    fields = slots.RECORD.unpack_from(record)
+    if fields[0] != _MAGIC or fields[11] == 0:
+        return 0
+    return _renewed_within(int.from_bytes(record[_IO_TIMEOUT], "little"))
 
 
 class Entry(NamedTuple):

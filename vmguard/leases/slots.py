@@ -27,6 +27,7 @@ FILE_BYTES = 3 * MiB
 # name, timestamp; on disk in little-endian order. A lockspace and a lease begin with the same fields.
 RECORD = struct.Struct("<4I5Q48s48sQ")
 _LEASE_MAGIC = 0x06152010  # PAXOS_DISK_MAGIC
+_CHECKSUM = RECORD.size + 8  # where it is, after a field that is not used
 BLOCK = 4096  # bytes that direct reading wants at once, on any disk
 
 
@@ -81,6 +82,16 @@ def surely_free(lease: Lease) -> bool:
         return False
     found = record(block)
     return found == (lease.lockspace, lease.name, 0)  # LEASE_FREE
+
+
+def whole(block: bytes) -> bool:
+    """Whether the checksum of the record that begins with these bytes is right: sanlock's, a CRC-32C."""
+    crc = 0xFFFFFFFE
+    for byte in block[:_CHECKSUM]:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+    return crc == int.from_bytes(block[_CHECKSUM : _CHECKSUM + 4], "little")
 
 
 def record(block: bytes) -> Optional[Tuple[str, str, int]]:

@@ -213,19 +213,23 @@ class Store(HostIds):
             raise BadRequest(f"the store has no lease {name}")
         if not self._is_damaged(name):
             raise BadRequest(f"the lease {name} is not damaged")
-        self._drop_notes(name)
+        self.forget(name)
         for slot in slots.of(self._place(name)):
             client.format_lease(slot)
 
-    def _drop_notes(self, name: str) -> None:
+    def forget(self, name: str) -> None:
+        """Drop the notes beside a lease, which is there. Raises StoreBroken."""
         raise NotImplementedError
 
     def damage(self) -> Tuple[str, ...]:
-        """What is damaged of the store itself and can be made anew from the rest of it, in words. Raises StoreBroken."""
+        """What is damaged of the store itself and can be made anew, in words. Raises StoreBroken."""
         return ()
 
     def mend(self) -> None:
-        """Make it anew. Raises StoreBroken, SanlockDown, SanlockFailed, NotJoined."""
+        """
+        Make it anew. Under the host lock. Raises StoreBroken, also where that is not safe now, LeaseDamaged, SanlockDown,
+        SanlockFailed, NotJoined.
+        """
 
     def leftovers(self) -> Tuple[str, ...]:
         """What a process left half made that died, and nobody needs. Raises StoreBroken, NotJoined, SanlockDown."""

@@ -12,8 +12,9 @@ from typing import Callable, NamedTuple, Optional
 
 from vmguard import config, host, membership, paths
 from vmguard.config import Config, Guarding, WithoutWatchdog
-from vmguard.errors import BadRequest, CannotTell, Misconfigured, SanlockDown, StoreMoved
+from vmguard.errors import BadRequest, CannotTell, Misconfigured, SanlockDown
 from vmguard.leases import lockspace, status
+from vmguard.leases._cluster import Elsewhere
 from vmguard.leases.store import Store, exists, is_device
 from vmguard.setup import adoption, daemons, libvirtside, others, place, record
 from vmguard.setup.libvirtconf import sanlock_add, sanlock_get
@@ -107,8 +108,7 @@ class _Steps:
         mine = self.now.host_id
         if mine is None:
             return None
-        owner = self.store.host_record(mine)
-        return mine if owner is not None and owner.machine == host.key().machine else None
+        return mine if self._machine_of(mine) == host.key().machine else None
 
     def wanted(self) -> Config:
         """The configuration as it shall be, with the store and host id as far as they are known."""
@@ -217,7 +217,7 @@ class _Steps:
 
     def membership(self) -> None:
         if self.host_id is None:
-            number = self.wishes.host_id or (self.now.host_id if self.same_store else None)
+            number = self.wishes.host_id or self._host_id_of_before()
             after = f"host id {number}" if number else "the first host id that is free"
             self.add("this host's place in the store", self.path, None, after, lambda: self._claim(number))
         moved = self.now.store is not None and not self.same_store
@@ -235,35 +235,66 @@ class _Steps:
                 lambda: _ignore(membership.join_host()),
             )  # fmt: skip
 
+    def _host_id_of_before(self) -> Optional[int]:
+        """The one that this host has had, unless it is another machine's by now: a clone is configured like its original."""
+        mine = self.now.host_id if self.same_store else None
+        return mine if mine is not None and self._machine_of(mine) in (None, host.key().machine) else None
+
+    def _machine_of(self, host_id: int) -> Optional[str]:
+        owner = self.store.host_record(host_id) if self.store is not None else None
+        return owner.machine if owner is not None else None
+
     def _see_nobody_is_left_behind(self) -> None:
         """
-        Raises BadRequest where other hosts belong to the store that this one has now: hosts with two stores do not see
-        each other's guests.
+        Raises BadRequest where other hosts belong to the store that this one has now, or to the one that took its place:
+        hosts with two stores do not see each other's guests.
         """
         assert self.now.store is not None
+        out = "to take this host out: `vmguard setup --remove` first"
         try:
-            others = [one for one in Store.open(self.now.store, self.now.cluster).hosts_known()]
+            old = Store.look(self.now.store)
+            others = [one for one in old.hosts_known() if one.machine != host.key().machine]
         except CannotTell:
-            return  # it moved, or is lost
-        names = ", ".join(one.host or "?" for one in others if one.machine != host.key().machine)
-        if names:
+            return  # it is lost
+        if self.now.cluster not in (None, old.cluster):
+            return
+        moved = self._where_it_moved(old.facts.moved)
+        if moved is not None:
+            raise BadRequest(
+                f"the cluster of this host has moved to the store {moved.path}",
+                f"`vmguard setup --store {moved.path}`; {out}",
+            )
+        if others and old.facts.moved is None:
+            names = ", ".join(one.host or "?" for one in others)
             raise BadRequest(
                 f"this host belongs to the store {self.now.store}, as do others: {names}",
-                f"to move all of them: `vmguard store convert {self.path}`; to take this host out: `vmguard setup"
-                " --remove` first",
+                f"to move all of them: `vmguard store convert {self.path}`; {out}",
             )
+
+    def _where_it_moved(self, moved: Optional[Elsewhere]) -> Optional[Elsewhere]:
+        """The store in which the cluster is now, as far as that can be followed; None: it is in the one that is wanted."""
+        while moved is not None and (self.store is None or self.store.cluster != moved.cluster):
+            try:
+                next_one = Store.look(moved.path)
+            except CannotTell:
+                return moved
+            if next_one.cluster != moved.cluster or next_one.facts.moved is None:
+                return moved
+            moved = next_one.facts.moved
+        return None
 
     def _claim(self, number: Optional[int]) -> None:
         assert self.store is not None
         self.host_id = self.store.claim_host_id(number, host.key())
 
     def _leave(self, renumbered: bool) -> None:
-        try:
-            membership.leave_host()
-        except StoreMoved:
-            return  # whoever moved it saw to it that nobody was in it
-        if renumbered and self.now.host_id is not None and self.store is not None:
-            self.store.release_host_id(self.now.host_id, host.key())
+        membership.leave_host()
+        before = self.now.host_id
+        if not renumbered or before is None or before == self.host_id:
+            return
+        # The record may be the original's of which this host is a clone, or gone already: a setup died after this step.
+        if self.store is not None and self._machine_of(before) == host.key().machine:
+            self.store.release_host_id(before, host.key())
 
     def _joined(self) -> bool:
         assert self.store is not None and self.host_id is not None

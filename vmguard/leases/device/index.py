@@ -40,6 +40,8 @@ _NOT_JOINED = {-errno.ENOSPC, -241, -242}
 _DAMAGED = "its index is damaged"
 _REPAIR = "run `vmguard gc --repair`: it makes the index anew from the leases themselves"
 
+_UNREADABLE = 1 << 64  # as a version: higher than any
+
 
 class Found(NamedTuple):
     """An entry, and where it stands."""
@@ -142,7 +144,7 @@ class Index:
             if free is None:
                 raise StoreBroken(self.path, "its index is full")
             number = self._next(name)
-            host_id, generation = self._membership()
+            host_id, generation = self.membership()
             entry = Entry(name, number, RESERVED, host_id, generation)
             self._set(free, entry)
             for slot in slots.of(self.lease_at(name, number)):
@@ -191,11 +193,20 @@ class Index:
             why = f"other hosts have been making leases in it for {PATIENCE:.0f} s"
             raise StoreBroken(self.path, why, "start it again in a moment") from error
 
-    def _membership(self) -> Tuple[int, int]:
+    def membership(self) -> Tuple[int, int]:
+        """This host's id and generation in the lockspace. Raises NotJoined, SanlockDown."""
         for space in status.status().spaces:
             if space.name == self.lockspace:
                 return space.host_id, space.generation
         raise NotJoined(self.lockspace, joining=False)
+
+    def behind_its_end(self) -> StoreBroken:
+        """What is wrong where this host sees less of the device than has been given out."""
+        return StoreBroken(
+            self.path,
+            f"a lease lies behind its end: it has {self.blocks.size()} bytes here, and has been made larger",
+            "have this host look at its size again: `lvchange --refresh VG/LV`",
+        )
 
     def _next(self, name: str) -> int:
         """
@@ -205,13 +216,17 @@ class Index:
         """
         room = layout.places(self.blocks.size())
         number = self._mark()
+        after = number or 0
         if number is None or number >= room or not self._unused(number):
-            taken = {one.entry.place for one in self.everything()[0] if one.entry.state != REMOVED}
+            found = self.everything()[0]
+            taken = {one.entry.place for one in found if one.entry.state != REMOVED}
             free = (one for one in range(room) if one not in taken and self._unused(one))
             number = next(free, room)
+            # The count itself may be lost, and tells others whether they see the whole device: it never goes down.
+            after = max([after, *(one.entry.place + 1 for one in found)])
         if number >= room:
             raise StoreBroken(self.path, f"all its {room} places for leases are taken", self.larger())
-        after = max(number + 1, self._mark() or 0)
+        after = max(number + 1, after)
         body = _notes.text({"next": after})
         self._write(layout.NEXT, layout.seal(layout.NEXT_KIND, self.cluster, layout.NEXT, body))
         return number
@@ -285,8 +300,9 @@ class Index:
             found = self.spoilt(over)
             for one in found:
                 # Nobody ever saw these leases: the entry was never READY.
+                # The last one first: whoever dies here leaves what looks half made.
                 begin = layout.place(one.entry.place)
-                for offset in range(begin, begin + layout.LEASES, layout.MiB):
+                for offset in reversed(range(begin, begin + layout.LEASES, layout.MiB)):
                     self.blocks.write(offset, bytes(layout.BLOCK))
                 self._set(one, one.entry._replace(state=REMOVED))
             return found
@@ -296,12 +312,14 @@ class Index:
         Make the damaged pieces of the index anew, from the leases themselves: each begins with its name.
 
         A piece is written with all that belongs into it, or stays damaged: dying here loses no entry. Raises LeaseDamaged
-        where two places claim to be one lease's, and what `alone` raises.
+        where it is not clear which place is a lease's, StoreBroken where this host may not see all of them, and what `alone`
+        raises.
         """
         with self.alone():
             found, damaged = self.everything()
             if not damaged:
                 return
+            self._see_the_whole(found)
             taken = {one.entry.place for one in found if one.entry.state != REMOVED}
             known = {one.entry.name for one in found if one.entry.state == READY}
             lost: Dict[str, List[Tuple[int, int]]] = {}  # by name: version and place
@@ -323,6 +341,22 @@ class Index:
             for bucket, piece in sorted(added - set(damaged)):
                 self._write_piece(bucket, piece, pieces[bucket, piece])
             self._write_buckets(sorted({bucket for bucket, _ in damaged}), pieces)
+
+    def _see_the_whole(self, found: List[Found]) -> None:
+        """
+        Raises StoreBroken where a place may lie behind the end that this host sees: a piece that is written without it is
+        whole, and the lease would be made a second time.
+        """
+        if self._mark() is None and any(self.blocks.read(layout.NEXT)):
+            raise StoreBroken(
+                self.path,
+                "its index is damaged, and so is the count of the places that were given out",
+                "`lvchange --refresh VG/LV` on every host; then start a guest on a disk that no guest had yet: with that they"
+                " are counted anew, and `vmguard gc --repair` goes on",
+            )
+        given_out = max([self._mark() or 0, *(one.entry.place + 1 for one in found)])
+        if given_out > layout.places(self.blocks.size()):
+            raise self.behind_its_end()
 
     def _put(
         self, entry: Entry, pieces: Dict[Tuple[int, int], Piece], damaged: Set[Tuple[int, int]]
@@ -351,12 +385,24 @@ class Index:
             buckets = buckets[len(run) :]
 
     def _lease_at(self, number: int) -> Optional[Tuple[str, int]]:
-        """Name and version of the lease at a place; None where there are not all three."""
+        """
+        Name and version of the lease at a place; None where there is none, or a half made one.
+
+        One whose records are damaged in part is there all the same: by any of the three its name is known, and making it
+        a second time would give it away. Its version counts as high. Raises LeaseDamaged where the three disagree.
+        """
         begin = layout.place(number)
         blocks = [self.blocks.read(begin + part * layout.MiB) for part in range(3)]
         found = [slots.record(block) for block in blocks]
-        name = found[0][1] if found[0] is not None else ""
-        wanted = [(self.lockspace, one) for one in slots.names(name)]
-        if [one[:2] if one else None for one in found] != wanted or len(name) != 40:
+        ours = [one[1] if one is not None and one[0] == self.lockspace else "" for one in found]
+        name = max(one.partition(".")[0] for one in ours)
+        if not name:
             return None
-        return name, int(slots.RECORD.unpack_from(blocks[0])[8])
+        right = [one == wanted for one, wanted in zip(ours, slots.names(name))]
+        if len(name) != 40 or any(one and not good for one, good in zip(ours, right)):
+            raise LeaseDamaged(self.path, name, -errno.EUCLEAN)
+        version = int(slots.RECORD.unpack_from(blocks[0])[8]) if right[0] else _UNREADABLE
+        # They are formatted in this order, and nobody acquires any of them before all three are there.
+        if right in ([True, False, False], [True, True, False]) and version == 0:
+            return None
+        return name, version

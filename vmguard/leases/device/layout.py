@@ -115,19 +115,25 @@ class Head(NamedTuple):
     number: int = 0  # of its writings
 
 
-# A mark is a word in the head, which cannot tear, and names a place in the second block, which is written before.
+# A mark is a word in the head, which cannot tear, and names a place in the second block, which is written before and taken
+# away after.
 _IN_USE, _MOVED, _WAITING = "in use", "moved", "waiting"
 
 
 def encode_head(head: Head) -> Tuple[bytes, bytes]:
-    """The head's sector, and the block of marks that belongs to it. The second is to be written first."""
+    """The head's sector, and the block of marks that belongs to it, which is to be there as long as the head needs it."""
     facts = head.facts
     state = _MOVED if facts.moved else _WAITING if facts.instead_of else _IN_USE
-    members = _cluster.members(facts._replace(moved=None, instead_of=None, by=facts.by[:48]))
-    body = _notes.text({**members, "format": FORMAT, "state": state, "size": head.size, "volume": head.volume})
-    sealed = seal(HEAD_KIND, "", HEAD, body, head.number)
-    if any(sealed[PIECE:]):
-        raise StoreBroken("", "its head does not fit in a sector")
+    by = facts.by[:48]
+    while True:
+        members = _cluster.members(facts._replace(moved=None, instead_of=None, by=by))
+        body = _notes.text({**members, "format": FORMAT, "state": state, "size": head.size, "volume": head.volume})
+        sealed = seal(HEAD_KIND, "", HEAD, body, head.number)
+        if not any(sealed[PIECE:]):
+            break
+        if not by:
+            raise StoreBroken("", "its head does not fit in a sector")
+        by = by[:-1]  # a character can take six bytes
     marks = {name: mark for name, mark in (("moved", facts.moved), ("instead_of", facts.instead_of)) if mark}
     return sealed, seal(MARKS_KIND, facts.cluster, MARKS, _notes.text(marks), head.number)
 

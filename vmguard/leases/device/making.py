@@ -14,7 +14,7 @@ import time
 from vmguard import host
 from vmguard._typing import Any, Dict, Optional
 from vmguard.errors import BadRequest, StoreBroken
-from vmguard.leases import _cluster, _notes, client
+from vmguard.leases import _cluster, _notes, client, lockspace
 from vmguard.leases._cluster import Cluster, Elsewhere
 from vmguard.leases.device import layout, store
 from vmguard.leases.device.blocks import Blocks
@@ -143,6 +143,26 @@ def see_empty(blocks: Blocks) -> None:
         raise BadRequest(f"{path} is not empty (blkid ended with {done.returncode})", remedy)
     if any(blocks.read(layout.HEAD)):
         raise BadRequest(f"{path} is not empty: it does not begin with zeros", remedy)
+    _see_nobody_alive(blocks)
+
+
+def _see_nobody_alive(blocks: Blocks) -> None:
+    """
+    Raises BadRequest where hosts are alive in a lockspace on the device, whose head somebody has wiped: they go on without
+    it for as long as they are members, and a new lockspace would end them.
+    """
+    first = blocks.read(layout.LOCKSPACE, layout.MiB)
+    timeouts = [
+        lockspace.renewed_within(first[begin : begin + blocks.sector]) for begin in range(0, layout.MiB, blocks.sector)
+    ]
+    end = time.monotonic() + max(timeouts)
+    while time.monotonic() < end:
+        time.sleep(0.5)
+        if blocks.read(layout.LOCKSPACE, layout.MiB) != first:
+            raise BadRequest(
+                f"{blocks.path} is not empty: its first blocks are, and hosts are alive in the lockspace behind them",
+                "name another device; those hosts have lost their store: docs/recovery.md",
+            )
 
 
 def _see_daemon_may_write(path: str, facts: Facts) -> None:

@@ -7,7 +7,7 @@ from vmguard import host
 from vmguard._typing import List, Optional, Tuple
 from vmguard.claims import Mode
 from vmguard.errors import StoreBroken
-from vmguard.leases import Lease, Note, _notes
+from vmguard.leases import Lease, Note, _notes, client, slots
 from vmguard.leases import _library as lib
 from vmguard.leases._cluster import Cluster, Elsewhere
 from vmguard.leases._notes import HostRecord
@@ -91,8 +91,13 @@ class DeviceStore(Store):
         self._see_it_is_ours()
         self.head = self.head._replace(facts=facts, number=self.head.number + 1)
         head, marks = layout.encode_head(self.head)
-        self._blocks.write(layout.MARKS, marks)
-        self._blocks.write(layout.HEAD, head)
+        # The name of the other store is there as long as a word in the head needs it.
+        if facts.moved or facts.instead_of:
+            self._blocks.write(layout.MARKS, marks)
+            self._blocks.write(layout.HEAD, head)
+        else:
+            self._blocks.write(layout.HEAD, head)
+            self._blocks.write(layout.MARKS, marks)
         self.facts, self.converted = facts, facts.converted
 
     def _see_it_is_ours(self) -> None:
@@ -114,11 +119,7 @@ class DeviceStore(Store):
         if number is None:
             raise StoreBroken(self.path, f"there is no lease {name} on it")
         if layout.place(number + 1) > self._blocks.size():
-            raise StoreBroken(
-                self.path,
-                f"a lease lies behind its end: it has {self._blocks.size()} bytes here, and has been made larger",
-                "have this host look at its size again: `lvchange --refresh VG/LV`",
-            )
+            raise self.index.behind_its_end()
         return number
 
     def _place(self, name: str) -> Lease:
@@ -139,11 +140,39 @@ class DeviceStore(Store):
 
     def damage(self) -> Tuple[str, ...]:
         damaged = self.index.everything()[1]
-        return (f"the index of {self.path} is damaged in {len(damaged)} of its sectors",) if damaged else ()
+        found = [f"the index of {self.path} is damaged in {len(damaged)} of its sectors"] if damaged else []
+        if self._guard_is_damaged():
+            found.append(f"the lease of {self.path} under which others are made is damaged")
+        return tuple(found)
+
+    def _guard_is_damaged(self) -> bool:
+        """Without a question to the daemon: whether there is one is no matter of the store."""
+        guard = self.index.guard()
+        block = self._blocks.read(guard.offset)
+        found = slots.record(block)
+        return found is None or found[:2] != (guard.lockspace, guard.name) or not slots.whole(block)
 
     def mend(self) -> None:
         self._see_it_is_ours()
+        if self._guard_is_damaged():
+            self._see_nobody_makes_leases()
+            client.format_lease(self.index.guard())
         self.index.mend()
+
+    def _see_nobody_makes_leases(self) -> None:
+        """
+        Raises StoreBroken where another host may hold the lease under which that is done: made anew, it is free. On this host
+        it is the caller who keeps the others out.
+        """
+        here = self.index.membership()[0]
+        others = [one for one in client.hosts(self.lockspace) if one.state not in ("free", "dead")]
+        names = ", ".join(self.host_name(one.host_id) or str(one.host_id) for one in others if one.host_id != here)
+        if names:
+            raise StoreBroken(
+                self.path,
+                f"{names} may be making leases",
+                "run `vmguard leave` there, or wait until `vmguard status` calls those hosts dead",
+            )
 
     def leftovers(self) -> Tuple[str, ...]:
         return tuple(self._words(one.entry.place) for one in self.index.spoilt(self._over))
@@ -153,7 +182,7 @@ class DeviceStore(Store):
 
     def _over(self, host_id: int, generation: int) -> bool:
         """Whether a membership has ended, in order or by certain death. The generation: its lower 32 bits."""
-        from vmguard.leases import client, lockspace
+        from vmguard.leases import lockspace
 
         for entry in lockspace.entries(self):
             if entry.host_id == host_id:
@@ -231,7 +260,7 @@ class DeviceStore(Store):
         notes = (_notes.decode_note(body) for body in found)
         return tuple(note for note in notes if note is not None and lease_name(note.identity) == name)
 
-    def _drop_notes(self, name: str) -> None:
+    def forget(self, name: str) -> None:
         place = layout.place(self._number(name))
         for offset in (*layout.LEASE_NOTES, layout.TICKET_NOTE, layout.DRAIN_NOTE):
             self._blocks.write(place + offset, bytes(layout.BLOCK))
