@@ -172,10 +172,11 @@ class _Collection:
     def storage(self, storage: Storage, use: Use, root: int) -> None:
         writes = use.access is not Access.READ
         path = path_of(use.location)
-        if writes and storage.used_by_host:
-            raise UsedByHost(use.what, path, storage.used_by_host)
+        # First what can be named instead: a layer of LVM's is in use by the volume above it, too.
         if writes and storage.not_writable:
             raise Unguardable(use.what, path, storage.not_writable, storage.instead)
+        if writes and storage.used_by_host:
+            raise UsedByHost(use.what, path, storage.used_by_host)
         self.claim(storage, use, root)
 
     def claim(self, storage: Storage, use: Use, root: int) -> None:

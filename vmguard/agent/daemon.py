@@ -125,8 +125,9 @@ class Agent:
         self._woken.set()
 
     def _is_quiet(self, uuid: str) -> bool:
-        """Whether the QEMU of a guest has the same files open as before."""
-        return not any(guest.due is not None or guest.changed(True) for guest in self.guests if guest.qemu.uuid == uuid)
+        """Whether the QEMU of a guest has the same files open as before: one that has just ended has closed them itself."""
+        mine = [guest for guest in self.guests if guest.qemu.uuid == uuid and host.alive(guest.process)]
+        return bool(mine) and not any(guest.due is not None or guest.changed(True) for guest in mine)
 
     # -- what it does ----------------------------------------------------------------------------------------------------
 

@@ -83,13 +83,13 @@ def _alone(host: Host, sys: str, device: Devno) -> Optional[str]:
         if stat.S_ISBLK(there.mode) and there.rdev == device:
             return f"swap space of this host ({path})"
     for holder in host.names(sys + "/holders"):
-        held = _holder(host, holder)
+        held = _holder(host, holder, sys)
         if held:
             return held
     return _served(host, Stat(stat.S_IFBLK, (0, 0), 0, device))
 
 
-def _holder(host: Host, name: str) -> Optional[str]:
+def _holder(host: Host, name: str, below: str) -> Optional[str]:
     """What a device above does with the one below; None for a multipath map and for mere partitions."""
     above = f"/sys/class/block/{name}"
     uuid = host.text(above + "/dm/uuid") or ""
@@ -97,6 +97,8 @@ def _holder(host: Host, name: str) -> Optional[str]:
         return None
     volume = lvm.title(host, above)
     if volume:
+        if lvm.group(host, below) == volume.partition("/")[0]:
+            return f"a part of the active logical volume {volume}"
         return f"a physical volume under the active logical volume {volume}"
     return f"held by the active device {block.node(host, host.target(above) or above)}"
 

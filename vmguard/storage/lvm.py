@@ -72,6 +72,12 @@ def title(host: Host, sys: str) -> Optional[str]:
     return f"{map_.vg_name}/{map_.lv_name}" if map_ else None
 
 
+def group(host: Host, sys: str) -> Optional[str]:
+    """The volume group, if it is a map of LVM's."""
+    map_ = _map(host, sys)
+    return map_.vg_name if map_ else None
+
+
 def named(path: str) -> Optional[str]:
     """The volume, as VG/LV, that would be behind a path of that form if it were active; None for any other form."""
     found = re.fullmatch(r"/dev/(?:mapper/|disk/by-id/dm-name-)([\w+.-]+)", path)
