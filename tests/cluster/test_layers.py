@@ -125,7 +125,7 @@ def test_thin_volumes_of_one_pool_on_two_nodes(node1: Node, node2: Node, bare: B
     bare.activate(node2)
     web, db = guest("web1", [block("/dev/plain/web")]), guest("db1", [block("/dev/plain/db")])
     node1.start(web)
-    words = node2.refused(web._replace(name="web2"))
+    words = node2.refused(guest("web2", [block("/dev/plain/web")]))
     assert "web1" in words and "node1" in words, words
     words = node2.refused(db)
     assert "pool" in words and "node1" in words, words
