@@ -12,7 +12,7 @@ from typing import Any, Dict, Iterator, List
 import pytest
 
 from vmguard import deadline, host, instance, libvirtstate, overrides, owning, paths
-from vmguard.agent import acting, daemon, defining, guests, looking, work
+from vmguard.agent import acting, daemon, defining, guests, looking, standing, work
 from vmguard.agent.defining import Wrong
 from vmguard.claims import GUESTS_SHARE_IT, LIES_UNDER, Claim, Mode
 from vmguard.config import Config
@@ -201,6 +201,59 @@ def test_one_that_hangs_keeps_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyP
         for one in running:
             one.kill()
             one.wait()
+
+
+def test_who_has_ended_has_closed_his_files_himself(qemu: "subprocess.Popen[bytes]") -> None:
+    """A guest that runs and has the files of before was not it; one that is gone may have been."""
+
+    async def quiet() -> List[bool]:
+        agent = daemon.Agent()
+        found = [agent._is_quiet(UUID)]
+        while not agent.guests.of_name(NAME):
+            agent.guests.scan()
+        (guest,) = agent.guests.of_name(NAME)
+        guest.remember()
+        guest.due = None
+        found.append(agent._is_quiet(UUID))
+        qemu.kill()
+        qemu.wait()
+        return [*found, agent._is_quiet(UUID)]
+
+    assert asyncio.run(quiet()) == [False, True, False]
+
+
+# -- standing ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_came_up_is_asked_for_once_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And dropped where no other host sees the store: nothing of it is another's, and nothing piles up."""
+    said: List[Any] = []
+    config = Config(store="/x", cluster="abcd", host_id=1, shared=True, deadline=2.0)
+    waiting = [["/dev/mapper/a"], ["/dev/mapper/b"], ["/dev/mapper/c"], []]
+    told = {"device": "/dev/mapper/a", "holder": "node2", "identity": "lvm:a/b", "domain": "web", "path": "/dev/vg/a"}
+    monkeypatch.setattr(standing.elsewhere, "tell_holders", lambda devices: [deadline.tell(told) for _ in devices])
+    monkeypatch.setattr(standing.events, "path", lambda: "/nowhere")
+
+    async def look() -> None:
+        tasks: List[Any] = []
+        one = standing.Standing(
+            lambda event, text, **data: said.append((event, text, data)),
+            lambda what: tasks.append(asyncio.ensure_future(what)),
+            lambda: config,
+            lambda: waiting.pop(0),
+            "",
+        )
+        one.look()
+        one.look()
+        assert len(tasks) == 1 and len(waiting) == 3, "they wait while a child asks"
+        await asyncio.gather(*tasks)
+
+    asyncio.run(look())
+    ((event, text, data),) = said
+    assert event == "activated" and "node2 has it" in text and data["domain"] == "web" and "device" not in data
+    config = config._replace(shared=False)
+    standing.Standing(lambda *_: None, lambda _: pytest.fail("asked"), lambda: config, lambda: waiting.pop(0), "").look()
+    assert len(waiting) == 2
 
 
 # -- conflicts ---------------------------------------------------------------------------------------------------------
