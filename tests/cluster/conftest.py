@@ -64,6 +64,9 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     if report.failed and cluster is not None:
         folder = os.path.join(LOGS, re.sub(r"[^a-zA-Z0-9_.-]", "_", item.name)[:80])
         shutil.rmtree(folder, ignore_errors=True)
+        os.makedirs(folder)
+        with open(os.path.join(folder, "why"), "w", encoding="utf-8") as file:
+            file.write(report.longreprtext)
         each(cluster.hosts, lambda node: node.collect(os.path.join(folder, node.name)))
         report.sections.append(("logs of the nodes", folder))
 
