@@ -109,6 +109,7 @@ class Node(Host):
         self.folder = os.path.join(cluster.folder, self.name)
         self.pid = 0  # of its QEMU, as long as that was not seen to end
         self.was_on = False
+        self.cut_at: Optional[float] = None  # when its power was cut, if that was how it went off last
         self._master: Optional[subprocess.Popen[bytes]] = None
         self._logins = 0
         self._socket = ""
@@ -185,6 +186,7 @@ class Node(Host):
     def power_cut(self) -> None:
         """Nothing on the node runs one more instruction, and nothing it was writing is written any more."""
         if self.pid:
+            self.cut_at = time.monotonic()
             self.switch_off()
             self._off()
 
@@ -536,9 +538,23 @@ class Machines:
     def boot(self, nodes: Sequence[Node] = ()) -> None:
         """Switch on these nodes, or all."""
         chosen = list(nodes or self.hosts)
+        self._see_fenced(chosen)
         for node in chosen:
             node.power_on()
         each(chosen, Node.come_up)
+
+    def _see_fenced(self, nodes: Sequence[Node]) -> None:
+        """
+        Wait until the others have had those fenced that they have just lost: else they are switched off while they boot.
+
+        Others that are no members of anything fence nobody: after 45 s, longer than corosync and DLM need, it goes on.
+        """
+        for node in nodes:
+            cut, node.cut_at = node.cut_at, None
+            while cut is not None and any(other.is_on() for other in self.hosts if other is not node):
+                if time.monotonic() - cut > 45 or any(at > cut and whom == node.number for at, _, whom in self.strip.asked):
+                    break
+                time.sleep(0.1)
 
     def destroy(self) -> None:
         if self.kept:
