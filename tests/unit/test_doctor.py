@@ -136,7 +136,7 @@ def test_nothing_to_outlast(here: Host) -> None:
     assert severities(sanlock.timeouts(here)) == [OK]
 
 
-@pytest.mark.parametrize("kind, found", [("gfs2", [WARNING]), ("ocfs2", [WARNING]), ("nfs4", []), ("ext4", [])])
+@pytest.mark.parametrize("kind, found", [("gfs2", [WARNING]), ("ocfs2", []), ("nfs4", []), ("ext4", [])])
 def test_store_that_a_host_which_hangs_holds_up(here: Host, kind: str, found: List[Severity]) -> None:
     here.file(others.MOUNTINFO, f"1 0 0:1 / / rw - ext4 /dev/sda1 rw\n2 1 0:2 / /srv rw - {kind} /dev/vg/shared rw\n")
     here.settings = here.settings._replace(shared=True)
