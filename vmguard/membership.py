@@ -62,7 +62,7 @@ def join_host() -> Joined:
     config = load()
     if config.store is None or config.host_id is None:
         raise Misconfigured("/etc/vmguard", "this host was not set up", "run `vmguard setup`")
-    _mark_left(False)
+    mark_left(False)
     _activate(config.store)
     store = Store.open(config.store, config.cluster)
     end_of_patience = time.monotonic() + _STARTS_TAKE
@@ -300,7 +300,7 @@ def leave_host() -> bool:
         store = Store.open(config.store, config.cluster)
     with hostlock.held():
         if lockspace.state(store, config.host_id) == "out":
-            _mark_left(True)
+            mark_left(True)
             return False
         try:
             left = sweep(here(config))
@@ -309,7 +309,7 @@ def leave_host() -> bool:
         if left:
             names = ", ".join(sorted(one.name for one in left))
             raise BadRequest(f"guests on this host need their leases: {names}", "stop or migrate them first")
-        _mark_left(True)
+        mark_left(True)
         lockspace.leave(store, config.host_id)
         return True
 
@@ -318,7 +318,8 @@ def _left() -> str:
     return os.path.join(paths.RUN, "left")
 
 
-def _mark_left(has: bool) -> None:
+def mark_left(has: bool) -> None:
+    """Remember that somebody has made this host leave, so that nobody else has it join again; or forget it."""
     try:
         if has:
             os.close(os.open(_left(), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))

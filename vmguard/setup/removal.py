@@ -49,6 +49,7 @@ def _leave(made: Plan, keep_guests: bool) -> None:
     """BadRequest where guests need their leases ends the removal; a store or sanlock that is gone must not."""
     try:
         membership.leave_host()
+        membership.mark_left(False)  # without a configuration it belongs nowhere anyway
     except BadRequest as e:
         if not keep_guests:
             raise
