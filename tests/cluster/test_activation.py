@@ -76,8 +76,8 @@ def test_a_volume_that_grows_under_its_guest(rested: Guarded, node1: Node, node2
     assert "web1" in words, words
 
 
-# What a host says that goes past another's ownership, and past the locks that it knows nothing of.
-OVERRIDE = 'local { host_id=2 extra_system_ids=["node1"] }'
+# A host that goes by another's system ID, as a clone of its image does. `extra_system_ids` is not enough to activate.
+OVERRIDE = 'global { system_id_source="lvmlocal" } local { host_id=2 system_id="node1" }'
 
 
 @pytest.fixture

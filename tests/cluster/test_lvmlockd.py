@@ -25,9 +25,13 @@ def test_volume_active_on_both_nodes(rested: Guarded, node1: Node, node2: Node, 
     with watched(rested, disk):
         assert "in use" in fails(node1, "lvchange", "-an", f"{VG}/web-1")
         for node in (node1, node2):  # what changes a volume needs it alone
-            for change in (["lvrename", VG, "web-1", "other"], ["lvextend", "-L", "+8M", f"{VG}/web-1"]):
-                assert "locked" in fails(node, *change)
+            assert "locked" in fails(node, "lvrename", VG, "web-1", "other")
             assert "locked" in fails(node, "lvremove", "-f", f"{VG}/web-1")
+        # but for more of it, which the other node is to be told of
+        extended = node1.run("lvextend", "-L", "+8M", f"{VG}/web-1", within=90)
+        assert "shared lock" in extended.err, extended
+        node2.run("lvchange", "--refresh", f"{VG}/web-1", within=90)
+        assert "web1" in node2.refused(guest("web2", [block(disk.path)]))
         assert "locked" in fails(node2, "lvchange", "-aey", f"{VG}/web-1")
         node2.run("lvchange", "-an", f"{VG}/web-1", within=90)
         words = node2.refused(guest("web2", [block(disk.path)]))
