@@ -61,7 +61,8 @@ def test_the_life_of_a_volume(rested: Guarded, node1: Node, node2: Node, volumes
     after = properties(node2, disk)
     assert not tagged(after) and not any(name.startswith("VMGUARD_") for name in after)
     for node, ends in ((node1, "released"), (node2, "released")):
-        (span,) = [one for one in audit(node, "--held", "--disk", disk.path) if one["uuid"] == web.uuid]
+        spans = audit(node, "--held", "--disk", disk.path)
+        (span,) = [one for one in spans if (one["uuid"], one["host"]) == (web.uuid, node.name)]
         assert span["domain"] == "web" and span["ended"] == ends, span
     assert [one for one in audit(node2, "--disk", disk.path) if one["event"] == "handover"]
 

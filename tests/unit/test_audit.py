@@ -207,6 +207,27 @@ def test_resized_renamed_removed(seen: Watched) -> None:
     assert seen.happens("remove") == ["removed"]
 
 
+def test_a_number_that_is_another_devices_now(seen: Watched) -> None:
+    """The guest is gone, another has a volume with the same number: neither was it resized, nor is it left unwatched."""
+    now: List[Any] = []
+
+    class Files:
+        def watch(self, paths: List[str]) -> None:
+            now.append(paths)
+
+    seen.monitor._files = Files()  # type: ignore[assignment]
+    claim = Claim("lvm:a/c", Mode.EXCLUSIVE, "disk vda", "/dev/vg/other", "the guest may write it", device="253:4")
+    for one in instance.load_all():
+        instance.forget(one)
+    instance.write(Instance("j", "v", "db", "", Process(1, 1), "running", (Want(claim),), 0))
+    for path, text in (("size", "4096\n"), ("dm/name", "vg-other\n"), ("dm/uuid", "LVM-ccdd\n")):
+        seen.put(seen.device / path, text)
+    assert seen.happens() == []
+    seen.monitor.look()
+    seen.monitor._thread.shutdown()
+    assert now == [["/dev/vg/other"]], "what an event has shown is watched from the next look on"
+
+
 def test_mapped_and_snapshotted(seen: Watched) -> None:
     (seen.device / "holders" / "dm-9").mkdir()
     seen.put(seen.root / "sys/block/dm-9/dm/name", "guests-root\n")

@@ -56,6 +56,7 @@ class Monitor:
         self._tell = tell
         self._quiet = quiet
         self._held = AllHeld()
+        self._changed = False  # other things are held than at the last look
         self._facts: Dict[str, Dict[str, Any]] = {}
         self._mounted: Set[str] = set()
         self._over: Set[Tuple[str, str]] = set()  # held device, and what lies on it
@@ -127,11 +128,16 @@ class Monitor:
         except OSError:
             pass
 
+    def _refresh(self) -> None:
+        """See what is held now. Whoever sees that it has changed, the next look has to know."""
+        self._changed = self._held.refresh() or self._changed
+
     # -- looking ---------------------------------------------------------------------------------------------------------
 
     def look(self, everything: bool = False) -> None:
         """Every few seconds: whether other things are held; that we are there."""
-        changed = self._held.refresh()
+        self._refresh()
+        changed, self._changed = self._changed, False
         if changed and self._files is not None:
             # In a thread, as whatever looks a path up: on storage that went away it does not come back.
             self._thread.submit(self._files.watch, [one.path for one in self._held])
@@ -150,8 +156,11 @@ class Monitor:
 
     def _compare(self, number: str, one: Held) -> None:
         """Tell what is different about a device."""
-        now, before = facts_of(number), self._facts.get(number)
+        now: Dict[str, Any] = {**facts_of(number), "identity": one.identity}
+        before = self._facts.get(number)
         self._facts[number] = now
+        if before is not None and before.get("identity") != one.identity:
+            before = None  # the number was another device's
         self._see_above(number, one)
         if before is None or now == before:
             return
@@ -223,7 +232,7 @@ class Monitor:
 
     def happened(self, action: str, number: int, properties: Dict[str, str]) -> None:
         """One event of a block device."""
-        self._held.refresh()
+        self._refresh()
         devices = self._held.devices()
         one = devices.get(f"{os.major(number)}:{os.minor(number)}")
         uuid, name = properties.get("DM_UUID", ""), properties.get("DM_NAME", "")
@@ -235,7 +244,8 @@ class Monitor:
                 self._came_up.append("/dev/mapper/" + name)
         if one is not None:
             if action == "remove":
-                self._facts.setdefault(one.device, {"there": True, "size": 0, "name": "", "uuid": ""})
+                known = {"there": True, "size": 0, "name": "", "uuid": "", "identity": one.identity}
+                self._facts.setdefault(one.device, known)
             self._compare(one.device, one)
             self._remember()
             return
@@ -274,7 +284,7 @@ class Monitor:
     def _mounts_changed(self) -> None:
         if self._mounts is not None:
             self._mounts[1].poll(0)
-        self._held.refresh()
+        self._refresh()
         self._see_mounts()
 
     def _see_mounts(self) -> None:
