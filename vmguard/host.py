@@ -137,28 +137,27 @@ def threads(pid: int) -> List[str]:
 
 def children(parent: int) -> List[int]:
     """The processes that a process has begun and that have not been adopted by another."""
-    found = []
     try:
         pids = [int(entry) for entry in os.listdir(PROC) if entry.isdecimal()]
     except OSError:
         return []
-    for pid in pids:
-        data = read(f"{PROC}/{pid}/stat")
-        fields = data.rpartition(b") ")[2].split() if data else []  # as in _stat; the fourth is the parent
-        if len(fields) > 1 and int(fields[1]) == parent:
-            found.append(pid)
-    return found
+    return [pid for pid in pids if _parent(pid) == parent]
+
+
+def _parent(pid: int) -> int:
+    """The process that has begun this one; 0 for one that is gone, or that nobody has begun."""
+    data = read(f"{PROC}/{pid}/stat")
+    fields = data.rpartition(b") ")[2].split() if data else []  # as in _stat; the fourth is the parent
+    return int(fields[1]) if len(fields) > 1 else 0
 
 
 def parents(pid: int) -> List[int]:
     """The process that has begun this one, that one's, and so on up."""
     found: List[int] = []
+    pid = _parent(pid)
     while pid > 1:
-        data = read(f"{PROC}/{pid}/stat")
-        fields = data.rpartition(b") ")[2].split() if data else []  # as in _stat; the fourth is the parent
-        pid = int(fields[1]) if len(fields) > 1 else 0
-        if pid > 1:
-            found.append(pid)
+        found.append(pid)
+        pid = _parent(pid)
     return found
 
 

@@ -11,13 +11,12 @@ from typing import Iterator, List
 
 import pytest
 from conftest import Volumes, counts, watched
-from guarded import IO_TIMEOUT, Guarded
+from guarded import Guarded
 from guests import Disk, guest, witness
 from hosts import eventually, hook_words
 from moves import Thieves, holds
 from nodes import Node
-
-CERTAIN = 8 * IO_TIMEOUT + 60  # as in test_deaths
+from test_deaths import CERTAIN, RENEWAL
 
 
 class Three(Guarded):
@@ -96,4 +95,4 @@ def test_two_want_what_a_dead_node_had(three: Three, volumes: Volumes) -> None:
         counts(three, disk)
     print(f"taken over after {took:.0f} s; {len(told[0])} and {len(told[1])} attempts")
     assert sorted(words[-1] == "has it" for words in told) == [False, True], told
-    assert CERTAIN - 2 * IO_TIMEOUT - 2 < took < CERTAIN + 60
+    assert CERTAIN - RENEWAL - 2 < took < CERTAIN + 60

@@ -8,7 +8,6 @@ from vmguard.config import load
 from vmguard.domain import HostPath
 from vmguard.errors import Error
 from vmguard.holders import anywhere
-from vmguard.leases.store import Store
 from vmguard.member import here
 from vmguard.storage import resolve
 from vmguard.storage.facts import LiveFacts
@@ -23,12 +22,11 @@ def tell_holders(devices: Iterable[str]) -> None:
     config = load()
     if config.store is None or not config.shared:
         return
-    store = Store.open(config.store, config.cluster)
-    states, facts = here(config).states, LiveFacts()
+    this, facts = here(config), LiveFacts()
     for device in devices:
         try:
             (volume,) = resolve(HostPath(device), facts)
-            holders = anywhere(volume.identity, store, states)
+            holders = anywhere(volume.identity, this.store, this.states)
         except Error:
             continue
         for one in holders:

@@ -64,7 +64,7 @@ class Monitor:
         self._udev: Any = None
         self._mounts: Optional[Tuple[int, Any]] = None
         self._searched: Dict[str, float] = {}
-        self._active: Set[int] = set()  # volumes of LVM on this host, by device number
+        self._active: Set[str] = set()  # volumes of LVM on this host, by device number
         self._came_up: List[str] = []
         self._due: Dict[str, bool] = {}  # what is to be searched for: whether it was written, and not by its QEMU
         self._thread = ThreadPoolExecutor(1, "storage")
@@ -211,8 +211,8 @@ class Monitor:
         with suppress(OSError):
             for name in os.listdir(f"{SYS}/class/block"):
                 if (host.read(f"{SYS}/class/block/{name}/dm/uuid") or b"").startswith(b"LVM-"):
-                    number = (host.read(f"{SYS}/class/block/{name}/dev") or b"0:0").decode("ascii", "replace")
-                    self._active.add(os.makedev(*map(int, number.split(":"))))
+                    number = host.read(f"{SYS}/class/block/{name}/dev") or b""
+                    self._active.add(number.strip().decode("ascii", "replace"))
         asyncio.get_running_loop().add_reader(monitor.fileno(), self._from_udev)
 
     def _from_udev(self) -> None:
@@ -234,12 +234,13 @@ class Monitor:
         """One event of a block device."""
         self._refresh()
         devices = self._held.devices()
-        one = devices.get(f"{os.major(number)}:{os.minor(number)}")
+        device = f"{os.major(number)}:{os.minor(number)}"
+        one = devices.get(device)
         uuid, name = properties.get("DM_UUID", ""), properties.get("DM_NAME", "")
         if action == "remove":
-            self._active.discard(number)
-        elif number not in self._active and re.fullmatch("LVM-[0-9A-Za-z]{64}", uuid) and name:  # no layer of a volume
-            self._active.add(number)
+            self._active.discard(device)
+        elif device not in self._active and re.fullmatch("LVM-[0-9A-Za-z]{64}", uuid) and name:  # no layer of a volume
+            self._active.add(device)
             if one is None:
                 self._came_up.append("/dev/mapper/" + name)
         if one is not None:
@@ -249,7 +250,7 @@ class Monitor:
             self._compare(one.device, one)
             self._remember()
             return
-        self._lies_on(f"{os.major(number)}:{os.minor(number)}", devices)
+        self._lies_on(device, devices)
         # A snapshot of a volume is a device whose uuid is the origin's with a layer behind it.
         for held in devices.values():
             known = self._facts.get(held.device, {}).get("uuid", "")
