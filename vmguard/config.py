@@ -110,6 +110,23 @@ def load() -> Config:
     return config
 
 
+def written() -> Tuple[Tuple[Any, ...], ...]:
+    """
+    Which files `load` would read, and when each was last changed: as long as this is the same, so is its answer.
+
+    Raises Misconfigured like `load`.
+    """
+    found: List[Tuple[Any, ...]] = []
+    for path in [*_files(), host_file()]:
+        try:
+            status = os.stat(path)
+        except OSError as error:
+            found.append((path, error.errno))
+        else:
+            found.append((path, status.st_dev, status.st_ino, status.st_size, status.st_ctime_ns))
+    return tuple(found)
+
+
 def set_up() -> bool:
     """Whether this host was ever set up. Raises Misconfigured like `load`."""
     return load().store is not None

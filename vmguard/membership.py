@@ -329,12 +329,15 @@ def mark_left(has: bool) -> None:
         pass  # the agent would join again what somebody made leave, or leave it to him: no harm is in either
 
 
-def lost() -> bool:
+def lost(config: Config) -> bool:
     """
     Whether this host ought to be a member and is none: it lost its leases with the storage of the store, or with sanlock,
     and nobody has made it leave. Raises Misconfigured, and the CannotTell kinds of store and sanlock.
     """
-    config = load()
     if config.store is None or config.host_id is None or os.path.exists(_left()):
         return False
-    return lockspace.state(Store.open(config.store, config.cluster), config.host_id) == "out"
+    store = Store.open(config.store, config.cluster)
+    # This question first, which costs little: for the state sanlock lists every lease that the host has.
+    if client.joined(store.lockspace, config.host_id, store.lockspace_path, store.lockspace_offset, store.sector):
+        return False
+    return lockspace.state(store, config.host_id) == "out"

@@ -393,7 +393,7 @@ def test_sanlock_gone_and_back(node1: Host, node2: Host, images: Images) -> None
 
 
 def test_a_host_that_was_made_to_leave_stays_away(node1: Host) -> None:
-    lost = "from vmguard.membership import lost; print(lost())"
+    lost = "from vmguard.config import load; from vmguard.membership import lost; print(lost(load()))"
     try:
         node1.vmguard("leave")
         assert node1.run("/usr/bin/python3", "-c", lost).out.split() == ["False"]

@@ -26,8 +26,9 @@ from vmguard.agent.looking import Seen
 from vmguard.agent.standing import Standing
 from vmguard.arrivals import DEFINITIONS
 from vmguard.audit.monitor import Monitor
-from vmguard.config import Config, Guarding, OnConflict, load
+from vmguard.config import Config, Guarding, OnConflict, load, written
 from vmguard.errors import Misconfigured
+from vmguard.leases import store
 from vmguard.lint.inotify import Folders
 
 # How often it looks for what no event tells of. Seconds.
@@ -64,6 +65,7 @@ class Agent:
         self._sweep: Optional[float] = 0.0  # when to sweep, by the monotonic clock
         self._acting: Set[asyncio.Task[None]] = set()
         self._config: Optional[Config] = None
+        self._read: Tuple[Tuple[Any, ...], ...] = ()  # which files that was in, and when they were written
         self._told_of_config = ""
 
     # -- what wakes it ---------------------------------------------------------------------------------------------------
@@ -189,13 +191,18 @@ class Agent:
     def _settings(self) -> Optional[Config]:
         """The configuration, as it is now; None where nothing is to be guarded."""
         try:
+            now = written()
+            if now == self._read:
+                return self._config
+            self._read = ()
             config = load()
+            store.load(config.store or "")
         except Misconfigured as error:
             if str(error) != self._told_of_config:
                 events.record("alarm", f"vmguardd cannot work: {error.where}: {error.why}")
             self._told_of_config = str(error)
             return None
-        self._told_of_config = ""
+        self._read, self._told_of_config = now, ""
         return config if config.store is not None and config.mode is not Guarding.OFF else None
 
     async def _look_at_those_due(self) -> None:

@@ -388,10 +388,10 @@ def sweep() -> None:
         pass  # the next hook call meets the same, and has somebody to tell it to
 
 
-def tell_whether_lost() -> None:
+def tell_whether_lost(config: Config) -> None:
     """For a child: whether this host ought to be a member of the lockspace, and is none."""
     try:
-        deadline.tell({"lost": membership.lost()})
+        deadline.tell({"lost": membership.lost(config)})
     except Error:
         pass  # a join would come no further
 

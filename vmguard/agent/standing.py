@@ -8,6 +8,7 @@ Nothing of it is waited for: the store may hang, so each question is a child's.
 import asyncio
 import os
 import time
+from functools import partial
 from typing import Any, Callable, List, Optional
 
 from vmguard import events
@@ -66,7 +67,7 @@ class Standing:
             if config is None:
                 continue
             found: List[work.Message] = []
-            await work.child(looking.tell_whether_lost, config.deadline, found.append)
+            await work.child(partial(looking.tell_whether_lost, config), config.deadline, found.append)
             if not any(message["lost"] for message in found):
                 told = ""
                 continue

@@ -19,7 +19,16 @@ import time
 from types import TracebackType
 
 from vmguard._typing import Callable, Dict, Iterator, Optional, Sequence, Tuple, Type
-from vmguard.errors import BadRequest, CannotTell, LeaseDamaged, NotJoined, SanlockDown, SanlockFailed, StoreBroken
+from vmguard.errors import (
+    BadRequest,
+    CannotTell,
+    LeaseDamaged,
+    Misconfigured,
+    NotJoined,
+    SanlockDown,
+    SanlockFailed,
+    StoreBroken,
+)
 from vmguard.leases import HostState, Lease, Lock, Owner, status
 from vmguard.leases import _library as lib
 from vmguard.leases.status import Facts
@@ -35,6 +44,14 @@ _DAMAGED = (*range(lib.LEADER_CHECKSUM, lib.LEADER_MAGIC + 1), -errno.EMSGSIZE, 
 # sanlock's codes for reads and writes that failed or took too long
 _IO_FAILED = (lib.AIO_TIMEOUT, -210, -211, lib.LEADER_READ, lib.LEADER_WRITE)
 _FILE_FAILED = tuple(-code for code in (errno.ENOENT, errno.EACCES, errno.EIO, errno.EROFS, errno.ESTALE, errno.ENODEV))
+
+
+def load() -> None:
+    """Load sanlock's library now, if it is there: the first call does."""
+    try:
+        lib.library()
+    except Misconfigured:
+        pass
 
 
 def _patiently(call: Callable[[], int]) -> int:

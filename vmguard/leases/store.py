@@ -41,6 +41,17 @@ def exists(path: str) -> bool:
     return os.path.exists(os.path.join(path, "vmguard.json"))
 
 
+def load(path: str) -> None:
+    """
+    Load the code that opens a store at this path: for a process whose children would each load it anew. Touches no storage.
+    """
+    if path.startswith("/dev/"):
+        import vmguard.leases.device.store
+    else:
+        import vmguard.leases._directory  # noqa: F401
+    client.load()
+
+
 class Store(HostIds):
     """
     A store that is there and whole. Made by `open` or `create`.
