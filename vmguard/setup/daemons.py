@@ -22,6 +22,9 @@ STOP = 60.0
 # Seconds. libvirtd reconnects to all guests first.
 START = 60.0
 
+# __SO_ACCEPTCON (include/linux/net.h): somebody listens.
+_ACCEPTS = 1 << 16
+
 
 class Daemon(NamedTuple):
     """A running daemon. pid and start together are this process and no later one."""
@@ -86,10 +89,23 @@ def restart(daemon: Daemon) -> None:
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
+
+    def answers() -> bool:
+        return any(listens(one) for one in find((daemon.name,)))
+
     # With -d it goes into the background by itself, and the first process ends.
-    if not until(lambda: process.poll() is not None or bool(find((daemon.name,))), START) or not find((daemon.name,)):
+    until(lambda: answers() or (process.poll() is not None and not find((daemon.name,))), START)
+    if not answers():
         command = " ".join(argv)
         raise Misconfigured(daemon.name, "it was stopped and did not start again", f"start it by hand: `{command}`")
+
+
+def listens(daemon: Daemon) -> bool:
+    """Whether it has a socket of the Unix domain that takes connections."""
+    links = [_link(path) for path in glob.glob(os.path.join(others.PROC, str(daemon.pid), "fd", "*"))]
+    # num, refcount, protocol, flags, type, state, inode, path (proc_net(5))
+    lines = [line.split() for line in _read(daemon.pid, "net/unix").decode("utf-8", "replace").splitlines()[1:]]
+    return any(f"socket:[{line[6]}]" in links for line in lines if int(line[3], 16) & _ACCEPTS)
 
 
 def gets_plugin(name: str) -> bool:
