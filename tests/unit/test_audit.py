@@ -263,6 +263,19 @@ def test_mounted(seen: Watched) -> None:
     assert [one["event"] for one in seen.told] == ["mounted"] and seen.told[0]["place"] == "/mnt"
 
 
+def test_mounted_where_the_name_breaks_lines(seen: Watched) -> None:
+    """The kernel escapes blanks and line ends alone; any user may mount by FUSE, in a folder of any name."""
+    path = seen.root / "proc/self/mountinfo"
+    hostile = "/home/u/a\u2028b\x0cc\u3000-\u3000d\u3000/dev/mapper/vg-web"
+    path.write_text(
+        path.read_text()
+        + f"2 1 0:40 / {hostile} rw - fuse.x x rw\n3 1 253:4 / /a\\040b rw - ext4 /dev/mapper/vg-web rw\n",
+        encoding="utf-8",
+    )
+    seen.monitor._see_mounts()
+    assert [one["place"] for one in seen.told] == ["/a b"]
+
+
 def test_what_changed_while_nobody_looked(seen: Watched) -> None:
     """The agent comes back: the gap is told, and what is different."""
     path = Path(paths.RUN) / "watching.json"

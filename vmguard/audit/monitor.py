@@ -25,6 +25,7 @@ from typing import Any, Callable, Dict, List, Optional, Set, Tuple
 from vmguard import host, paths
 from vmguard.audit.held import AllHeld, Held
 from vmguard.lint.inotify import Files
+from vmguard.storage.host import mounts_in
 
 SYS = "/sys"
 
@@ -290,14 +291,11 @@ class Monitor:
 
     def _see_mounts(self) -> None:
         devices = self._held.devices()
-        lines = (host.read(f"{host.PROC}/self/mountinfo") or b"").decode("utf-8", "surrogateescape").splitlines()
         now = {}
-        for line in lines:
-            words = line.split()
-            source = words[words.index("-") + 2] if "-" in words else ""
-            for number in (words[2], _number_of(source)):
+        for mount in mounts_in(host.read(f"{host.PROC}/self/mountinfo") or b""):
+            for number in ("{}:{}".format(*mount.device), _number_of(mount.source)):
                 if number in devices:
-                    now[f"{number} {words[4]}"] = (devices[number], words[4])
+                    now[f"{number} {mount.point}"] = (devices[number], mount.point)
         for key in now.keys() - self._mounted:
             one, place = now[key]
             self._about(one, "mounted", f"it is mounted on {place}, on the host", place=place)
