@@ -276,6 +276,16 @@ def test_mounted_where_the_name_breaks_lines(seen: Watched) -> None:
     assert [one["place"] for one in seen.told] == ["/a b"]
 
 
+def test_what_a_user_mounts_is_not_looked_up(seen: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The source of a FUSE mount is text of whoever mounted it."""
+    asked: List[str] = []
+    monkeypatch.setattr(monitor, "_number_of", lambda source: asked.append(source) or ("253:4" if source else ""))
+    path = seen.root / "proc/self/mountinfo"
+    path.write_text("2 1 0:40 / /home/u/m rw - fuse.x /dev/shm/link rw\n3 1 0:41 / /data rw - btrfs /dev/mapper/vg-web rw\n")
+    seen.monitor._see_mounts()
+    assert [one["place"] for one in seen.told] == ["/data"] and "/dev/shm/link" not in asked
+
+
 def test_what_changed_while_nobody_looked(seen: Watched) -> None:
     """The agent comes back: the gap is told, and what is different."""
     path = Path(paths.RUN) / "watching.json"

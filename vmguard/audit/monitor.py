@@ -293,7 +293,9 @@ class Monitor:
         devices = self._held.devices()
         now = {}
         for mount in mounts_in(host.read(f"{host.PROC}/self/mountinfo") or b""):
-            for number in ("{}:{}".format(*mount.device), _number_of(mount.source)):
+            # By FUSE any user mounts, and gives the source whatever name he likes: one that leads where nothing answers.
+            source = "" if mount.type.startswith("fuse") else mount.source
+            for number in ("{}:{}".format(*mount.device), _number_of(source)):
                 if number in devices:
                     now[f"{number} {mount.point}"] = (devices[number], mount.point)
         for key in now.keys() - self._mounted:
