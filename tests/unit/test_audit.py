@@ -133,6 +133,18 @@ def test_the_journal_gets_fields(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert fields[b"VMGUARD_EVENT"] == b"conflict" and fields[b"SYSLOG_IDENTIFIER"] == b"vmguard"
 
 
+def test_a_journal_that_has_stopped_keeps_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """syslog(3) goes to the same daemon, and waits for it."""
+    monkeypatch.setattr(paths, "LOG", str(tmp_path))
+    monkeypatch.setattr(events, "JOURNAL", str(tmp_path / "journal"))
+    monkeypatch.setattr("syslog.syslog", lambda *_: pytest.fail("it waits"))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
+        journal.bind(events.JOURNAL)
+        for number in range(1000):
+            events.record("conflict", "x" * 1000, number=number)
+    assert len(history.read(Wanted())) == 1000
+
+
 # -- the picture -------------------------------------------------------------------------------------------------------
 
 
