@@ -76,6 +76,17 @@ def test_half_a_line_is_no_event(tmp_path: Path) -> None:
     assert [one["event"] for one in history.read(Wanted(), [str(path)])] == ["held"]
 
 
+def test_what_follows_half_a_line_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk, or a power cut: the next event is written behind what is left of one."""
+    monkeypatch.setattr(paths, "LOG", str(tmp_path))
+    monkeypatch.setattr(events, "_tell_system", lambda _: None)
+    for rest in (b'{"time": 1, "host": "a", "event": "hel', b"\0" * 100, b'{"time": '):
+        with open(events.path(), "ab") as file:
+            file.write(rest)
+        events.record("released", 'he wrote {"time": 7}', domain=rest.decode())
+    assert [one["event"] for one in history.read(Wanted())] == ["released"] * 3
+
+
 @pytest.mark.parametrize(
     "text, ago", [("90m", 5400), ("2d", 172800), ("today", None), ("2026-11-25", None), ("2026-11-25 14:00", None)]
 )

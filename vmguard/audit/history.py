@@ -72,11 +72,15 @@ def _names(event: Event) -> Iterator[str]:
                 yield rest.strip()
 
 
+# How each event begins. Inside of one the quotes of a text are escaped.
+_BEGIN = b'{"time": '
+
+
 def parsed(lines: Iterable[bytes]) -> Iterator[Event]:
-    """The events in lines; what a crash or a full disk has left of one is passed over."""
+    """The events in lines; what a crash or a full disk has left of one is passed over, not what was written behind it."""
     for line in lines:
         try:
-            event = json.loads(line)
+            event = json.loads(line[max(0, line.rfind(_BEGIN)) :])
         except ValueError:
             continue
         if isinstance(event, dict) and isinstance(event.get("time"), (int, float)) and "event" in event:
