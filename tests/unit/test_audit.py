@@ -99,19 +99,70 @@ def test_times(text: str, ago: Any) -> None:
         history.moment_of("the day after", now)
 
 
-def test_the_log_goes_on_over_rotation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Files of events that are put aside every few dozen lines."""
     monkeypatch.setattr(paths, "LOG", str(tmp_path))
     monkeypatch.setattr(events, "MAX_BYTES", 3000)
     monkeypatch.setattr(events, "_tell_system", lambda _: None)
-    heard: List[int] = []
-    following = history.follow(Wanted(), pause=0.001)
+    return tmp_path
+
+
+def test_the_log_goes_on_over_rotation(log: Path) -> None:
     events.record("first")
     for number in range(100):
         events.record("refused", "x" * 50, number=number)
     kept = [one["number"] for one in history.read(Wanted()) if "number" in one]
     assert kept == list(range(kept[0], 100)) and len(events.files()) == events.KEPT + 1
-    events.record("refused", number=100)
-    del following, heard
+
+
+def test_whoever_follows_misses_nothing(log: Path) -> None:
+    """Neither what is written while the rest is shown, nor what two rotations put aside while he does not look."""
+    events.record("refused", number=0)
+    before, place = history.read_on(Wanted())
+    events.record("refused", number=1)
+    following = history.follow(Wanted(), place, pause=0.001)
+    heard = [one["number"] for one in before] + [next(following)["number"]]
+    for number in range(2, 60):
+        events.record("refused", "x" * 50, number=number)
+    assert len(events.files()) > 2
+    heard += [next(following)["number"] for _ in range(2, 60)]
+    assert heard == list(range(60))
+
+
+def test_a_file_that_is_put_aside_while_all_are_read(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The newest has become the one before it by the time that its turn comes."""
+    for number in range(40):
+        events.record("refused", "x" * 50, number=number)
+    monkeypatch.setattr(events, "MAX_BYTES", 1 << 30)
+    real, moves = open, [True]
+
+    def put_aside(path: str, *words: Any, **more: Any) -> Any:
+        file = real(path, *words, **more)
+        if moves and str(path).startswith(str(log)):
+            moves.pop()
+            with real(events.path(), "ab") as current:
+                events._rotate(current.fileno())
+            events.record("refused", number=99)
+        return file
+
+    monkeypatch.setattr("builtins.open", put_aside)
+    assert {one["number"] for one in history.read(Wanted())} >= set(range(40))
+    moves.append(True)
+    lines, place = history.new_lines((0, 0))
+    lines += history.new_lines(place)[0]
+    found = [one["number"] for one in history.parsed(lines)]
+    assert sorted(found) == sorted(one["number"] for one in history.read(Wanted()))
+
+
+def test_a_log_that_was_emptied_goes_on(log: Path) -> None:
+    """By hand, because the disk was full."""
+    events.record("refused", "x" * 500, number=0)
+    _, place = history.new_lines((0, 0))
+    os.truncate(events.path(), 0)
+    events.record("refused", number=1)
+    lines, _ = history.new_lines(place)
+    assert [one["number"] for one in history.parsed(lines)] == [1]
 
 
 def test_two_that_rotate_at_once_lose_nothing(tmp_path: Path) -> None:

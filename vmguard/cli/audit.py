@@ -44,10 +44,13 @@ def run(options: argparse.Namespace) -> int:
     wanted = Wanted(since, disk, options.domain, options.host)
     if options.svg and not disk:
         raise BadRequest("a picture shows one disk", "add --disk")
-    files = options.file or None
+    if options.file and options.follow:
+        raise BadRequest("files that were kept elsewhere do not go on", "leave out --file or --follow")
     # A span may have begun before what is asked for.
-    before = history.read(wanted._replace(since=0.0), files)
-    if files is None:
+    if options.file:
+        before, place = history.read(wanted._replace(since=0.0), options.file), (0, 0)
+    else:
+        before, place = history.read_on(wanted._replace(since=0.0))
         elsewhere, answered = shared.of_others(wanted._replace(since=0.0))
         if not answered:
             print("the store does not answer: what other hosts have written down is not shown", file=sys.stderr)
@@ -61,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
         _print(event, options.json)
     if options.follow:
         sys.stdout.flush()
-        for event in history.follow(wanted):
+        for event in history.follow(wanted, place):
             _print(event, options.json)
             sys.stdout.flush()
     return 0

@@ -81,7 +81,10 @@ def _counts() -> Counts:
         where = (kept["inode"], kept["offset"])
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    lines, where = new_lines(where)
+    try:
+        lines, where = new_lines(where)
+    except OSError:
+        lines = []
     seconds = counts.hook_seconds
     for event in parsed(lines):
         counts.events[event["event"]] = counts.events.get(event["event"], 0) + 1
