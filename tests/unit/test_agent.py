@@ -15,7 +15,7 @@ from vmguard import deadline, host, instance, libvirtstate, overrides, owning, p
 from vmguard.agent import acting, daemon, defining, guests, looking, standing, work
 from vmguard.agent.defining import Wrong
 from vmguard.claims import GUESTS_SHARE_IT, LIES_UNDER, Claim, Mode
-from vmguard.config import Config
+from vmguard.config import Config, OnConflict
 from vmguard.errors import CannotTell, Holder, InUse, SanlockDown
 from vmguard.host import Process, Qemu
 from vmguard.instance import Instance, Want
@@ -528,6 +528,39 @@ def test_a_guest_that_libvirt_does_not_pause_is_stopped(monkeypatch: pytest.Monk
         assert "stopped its process" in acting._pause(UUID, "web", found)
         _, status = os.waitpid(process.pid, os.WUNTRACED)
         assert os.WIFSTOPPED(status)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_what_is_contained_is_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where its process was stopped, because libvirt did not answer, or does not know it: nobody calls it paused."""
+    monkeypatch.setattr(libvirtstate, "of", lambda _name, _pid: None)
+    monkeypatch.setattr(daemon.Agent, "_say", lambda *_, **__: None)
+    config = Config(store="/x", cluster="abcd", host_id=1, conflict=OnConflict.PAUSE)
+    seen = looking.Seen("conflict", conflicts=({"path": "/x", "identity": "i", "text": "it is written here"},))
+    process = subprocess.Popen(["sleep", "60"])
+    acted: List[Any] = []
+
+    async def twice() -> None:
+        agent = daemon.Agent()
+        monkeypatch.setattr(agent, "_begin", lambda what: (what.close(), acted.append(what)))
+        found = host.process(process.pid)
+        assert found is not None
+        guest = guests.Guest(Qemu(found, UUID, "web", False, ()))
+        agent._conflict(guest, seen, config)
+        guest.acting, guest.acted = False, True
+        os.kill(process.pid, signal.SIGSTOP)
+        os.waitpid(process.pid, os.WUNTRACED)
+        agent._conflict(guest, seen, config)
+        assert len(acted) == 1
+        os.kill(process.pid, signal.SIGCONT)
+        os.waitpid(process.pid, os.WCONTINUED)
+        agent._conflict(guest, seen, config)
+        assert len(acted) == 2, "somebody has let it go on"
+
+    try:
+        asyncio.run(twice())
     finally:
         process.kill()
         process.wait()

@@ -341,7 +341,8 @@ class Agent:
         if config.mode is Guarding.AUDIT or config.conflict is OnConflict.ALARM:
             return
         state = libvirtstate.of(guest.qemu.name, guest.process.pid)
-        if state is not None and state.state == "paused" and guest.acted:
+        # A process that is stopped itself is one that libvirt does not answer for: it goes on to call it running.
+        if guest.acted and (host.stopped(guest.process) or (state is not None and state.state == "paused")):
             return  # contained
         if not guest.acting:
             guest.acting = True
