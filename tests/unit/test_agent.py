@@ -92,6 +92,26 @@ def test_each_ones_turn_comes(qemu: "subprocess.Popen[bytes]", tmp_path: Path) -
     assert guest.due is not None
 
 
+def test_what_becomes_a_qemu_late_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A script that prepares for minutes and ends with exec; or another process has the number now."""
+    monkeypatch.setattr(guests, "_BECOMES", 0.0)
+    script = f"read l; exec -a qemu-system-x86_64 bash -c 'read l' -name guest={NAME} -uuid {UUID}"
+    process = subprocess.Popen(["/bin/bash", "-c", script], stdin=subprocess.PIPE)
+    try:
+        all_ = guests.Guests()
+        for _ in range(3):
+            all_.scan()
+        assert process.pid in all_._strangers
+        said(process, "go", lambda: host.qemu(process.pid) is not None)
+        for _ in range(guests._ROUND):
+            all_.scan()
+        assert [guest.process.pid for guest in all_.of_name(NAME)] == [process.pid]
+        assert process.pid not in all_._strangers
+    finally:
+        process.kill()
+        process.wait()
+
+
 # -- children ----------------------------------------------------------------------------------------------------------
 
 
