@@ -150,6 +150,43 @@ def test_an_error_in_a_child_comes_back_as_text() -> None:
     assert not ended.whole and "nobody meant it" in ended.text
 
 
+def test_a_child_that_is_killed_while_it_tells() -> None:
+    """What it was about to say was cut off: no more than that is lost."""
+    heard: List[Dict[str, Any]] = []
+
+    def half() -> None:
+        deadline.tell({"seen": 1})
+        assert deadline._pipe is not None
+        os.write(deadline._pipe, b'{"seen": ')
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    ended = asyncio.run(work.child(half, 10, heard.append))
+    assert not ended.whole and [one["seen"] for one in heard] == [1]
+
+
+def test_a_look_that_could_not_begin_is_made_up_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no memory for another process: what was noticed must not be forgotten with it."""
+    monkeypatch.setattr(paths, "LOG", str(tmp_path))
+    monkeypatch.setattr(daemon.events, "_tell_system", lambda _: None)
+
+    def full(*_: Any) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(work.deadline, "begin", full)
+    config = Config(store="/x", cluster="abcd", host_id=1)
+
+    async def look() -> None:
+        agent = daemon.Agent()
+        all_ = [guests.Guest(Qemu(Process(number, 1), f"u{number}", "web", False, ())) for number in (1, 2)]
+        for guest in all_:
+            guest.due = None
+        agent._begin(agent._look(all_, config))
+        await asyncio.gather(*agent._acting, return_exceptions=True)
+        assert all(guest.due is not None for guest in all_)
+
+    asyncio.run(look())
+
+
 def test_the_loop_goes_on_while_a_child_works() -> None:
     async def both() -> int:
         turns = 0

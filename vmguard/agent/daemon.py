@@ -274,12 +274,14 @@ class Agent:
                 guest.busy = False
                 self._seen(guest, seen, config)
 
-        ended = await work.child(look, config.deadline, heard)
+        try:
+            ended = await work.child(look, config.deadline, heard)
+        finally:
+            for number, guest in enumerate(waiting):
+                # The first is the one that it hung at; the others have not had their turn.
+                guest.wake(_HUNG if number == 0 else 0.0)
         if ended.text:
             events.record("bug", ended.text, operation="agent")
-        for number, guest in enumerate(waiting):
-            # The first is the one that it hung at; the others have not had their turn.
-            guest.wake(_HUNG if number == 0 else 0.0)
         if waiting and not ended.whole:
             self._tell(waiting[0], "not-inspected", f"a look at {waiting[0].qemu.name} came to no end: {doing}", {})
 
