@@ -260,6 +260,31 @@ def test_one_that_hangs_keeps_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyP
             one.wait()
 
 
+@pytest.mark.parametrize("left", [True, False])
+def test_what_could_not_be_given_back_is_tried_again(left: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """sanlock or the store did not answer when the guest ended, and nobody calls a hook on this host any more."""
+    monkeypatch.setattr(paths, "RUN", str(tmp_path))
+    gone = one()._replace(boot_id=host.boot_id(), qemu=Process(2**22 + 1, 1))
+    instance.write(gone)
+    monkeypatch.setattr(looking, "load", lambda: Config(store="/x", cluster="abcd", host_id=1))
+    monkeypatch.setattr(looking, "here", lambda _config: None)
+
+    def sweep(_this: Any) -> None:
+        if left:
+            raise SanlockDown(111)
+        instance.forget(gone)
+
+    monkeypatch.setattr(looking.giving, "sweep", sweep)
+
+    async def swept_once() -> Any:
+        agent = daemon.Agent()
+        agent._sweep = None
+        await agent._swept(10)
+        return agent._sweep
+
+    assert (asyncio.run(swept_once()) is not None) is left
+
+
 def test_who_has_ended_has_closed_his_files_himself(qemu: "subprocess.Popen[bytes]") -> None:
     """A guest that runs and has the files of before was not it; one that is gone may have been."""
 

@@ -41,6 +41,8 @@ _LOOKS = 3
 _HUNG = 60.0
 # After a guest's end its `release` comes within one. Seconds.
 _RELEASED = 3.0
+# What could not be given back then is tried again so often. Seconds.
+_SWEPT_AGAIN = 30.0
 
 _LASTING = ("alarm", "not-inspected", "unidentified", "conflict")
 
@@ -235,7 +237,19 @@ class Agent:
             self._begin(self._look(chosen, self._config))
 
     async def _swept(self, seconds: float) -> None:
-        await work.child(looking.sweep, seconds, lambda _: None)
+        left = True
+
+        def heard(message: work.Message) -> None:
+            nonlocal left
+            left = message.get("left", left)
+
+        try:
+            await work.child(looking.sweep, seconds, heard)
+        finally:
+            # sanlock or the store do not answer: what killed the guest, perhaps. No hook may be called here for days.
+            if left and self._sweep is None:
+                self._sweep = time.monotonic() + _SWEPT_AGAIN
+                self._woken.set()
 
     async def _look(self, chosen: Sequence[Guest], config: Config) -> None:
         try:
