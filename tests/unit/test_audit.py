@@ -17,6 +17,7 @@ from vmguard import events, host, instance, paths
 from vmguard.audit import history, monitor, shared, timeline
 from vmguard.audit.history import Wanted
 from vmguard.claims import LIES_UNDER, Claim, Mode
+from vmguard.cli import main
 from vmguard.config import Config
 from vmguard.errors import BadRequest
 from vmguard.host import Process
@@ -205,6 +206,25 @@ def test_a_journal_that_has_stopped_keeps_nobody(tmp_path: Path, monkeypatch: py
         for number in range(1000):
             events.record("conflict", "x" * 1000, number=number)
     assert len(history.read(Wanted())) == 1000
+
+
+@pytest.mark.parametrize("watched", [True, False])
+def test_a_guest_that_a_crash_has_ended_is_not_shown_as_running(
+    watched: bool, log: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That the host was started again is in events of no domain, or is not written down at all."""
+    monkeypatch.setattr(shared, "of_others", lambda _: ([], True))
+    monkeypatch.setattr(events, "MAX_BYTES", 1 << 30)
+    me, now = host.name(), time.time()
+    found = [started(now - 3 * 10**8, me, boot="a"), event(now - 60, "held", me, instance="v.1", disks=[], boot="b")]
+    Path(events.path()).write_text("".join(json.dumps(one) + "\n" for one in (found if watched else found[:1])))
+    for words in (["--domain", "web"], ["--disk", DISK["path"]], []):
+        assert main(["audit", "--held", "--json", *words]) == 0
+        (span,) = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+        assert span["until"] is not None and "restart" in span["ended"], words
+    assert main(["audit", "--json"]) == 0
+    assert [json.loads(line)["event"] for line in capsys.readouterr().out.splitlines()] == ["held"] * (1 + watched)
+    assert main(["audit", "--held", "--json", "--domain", "other"]) == 0 and not capsys.readouterr().out
 
 
 # -- the picture -------------------------------------------------------------------------------------------------------
