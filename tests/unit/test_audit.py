@@ -71,6 +71,17 @@ def test_what_is_asked_for() -> None:
     assert Wanted(disk=("/x",)).takes(event(1, "unseen")), "that nobody looked is part of any answer"
 
 
+def test_a_clock_that_was_set_back(tmp_path: Path) -> None:
+    """What one host wrote stays in its order; another's comes in between by time."""
+    path = tmp_path / "e"
+    found = [started(5000, number=1), event(1000, "released", instance="u.1"), started(1001, number=2)]
+    path.write_text("".join(json.dumps(one) + "\n" for one in found))
+    assert history.read(Wanted(), [str(path)]) == found
+    other = started(4000, "node2", 3)
+    assert history.in_order([*found, other]) == [other, *found]
+    assert [span.until for span in history.spans(history.in_order([*found, other]))] == [None, None, 1000]
+
+
 def test_half_a_line_is_no_event(tmp_path: Path) -> None:
     path = tmp_path / "e"
     path.write_bytes(json.dumps(started(1)).encode() + b'\n{"time": 2, "ev\n\xff\n[1]\n{"time": "x", "event": "y"}\n')
@@ -453,6 +464,10 @@ def test_other_hosts_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     found, answered = shared.of_others(Wanted(domain="web"))
     assert answered and [one["event"] for one in found] == ["held"]
     assert shared.of_others(Wanted(domain="db")) == ([], True)
+    put_aside = [started(number, number=number) for number in range(20)]
+    (store / "history" / "4.jsonl.1").write_text("".join(json.dumps(one) + "\n" for one in put_aside))
+    (store / "history" / "4.jsonl").write_text(json.dumps(started(7, number=20)) + "\n")
+    assert [one["instance"] for one in shared.of_others(Wanted(host="node1"))[0]] == [f"u.{n}" for n in range(21)]
     os.mkfifo(store / "history" / "3.jsonl")
     monkeypatch.setattr(shared, "_PATIENCE", 0.3)
     assert shared.of_others(Wanted()) == ([], False)

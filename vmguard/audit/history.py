@@ -105,6 +105,18 @@ def _opened() -> List[BinaryIO]:
     return list(found.values())[::-1]
 
 
+def in_order(found: Iterable[Event]) -> List[Event]:
+    """By time; but those of one host in the order in which it wrote them, also where its clock was set back in between."""
+    latest: Dict[str, float] = {}
+
+    def when(event: Event) -> float:
+        host = event.get("host", "")
+        latest[host] = max(latest.get(host, 0.0), float(event["time"]))
+        return latest[host]
+
+    return sorted(found, key=when)
+
+
 def read(wanted: Wanted, paths: Optional[Sequence[str]] = None) -> List[Event]:
     """All that is written down and wanted, in the order of time. Raises BadRequest where it may not be read."""
     found: List[Event] = []
@@ -114,7 +126,7 @@ def read(wanted: Wanted, paths: Optional[Sequence[str]] = None) -> List[Event]:
                 found += [event for event in parsed(file) if wanted.takes(event)]
     except OSError as error:
         raise _unreadable(error) from error
-    return sorted(found, key=lambda event: float(event["time"]))
+    return in_order(found)
 
 
 def read_on(wanted: Wanted) -> Tuple[List[Event], Place]:
@@ -123,7 +135,7 @@ def read_on(wanted: Wanted) -> Tuple[List[Event], Place]:
         lines, where = new_lines((0, 0))
     except OSError as error:
         raise _unreadable(error) from error
-    return sorted(filter(wanted.takes, parsed(lines)), key=lambda event: float(event["time"])), where
+    return in_order(filter(wanted.takes, parsed(lines))), where
 
 
 def _unreadable(error: OSError) -> BadRequest:

@@ -8,7 +8,7 @@ short is made again, so a line may be there twice; it counts once.
 
 import json
 import os
-from typing import List, Optional, Set, Tuple
+from typing import Dict, List, Optional, Tuple
 
 from vmguard import deadline, events, paths
 from vmguard.audit.history import Event, Wanted, new_lines, parsed
@@ -63,15 +63,15 @@ def of_others(wanted: Wanted) -> Tuple[List[Event], bool]:
         return [], True
 
     def read() -> Tuple[int, str]:
-        lines: Set[bytes] = set()
+        lines: Dict[bytes, None] = {}
         try:
             names = os.listdir(place)
         except FileNotFoundError:
             names = []
-        for name in names:
+        for name in sorted(names, reverse=True):  # what was put aside before what goes on
             if name.partition(".")[0] != str(config.host_id):
                 with open(os.path.join(place, name), "rb") as file:
-                    lines.update(file.read().splitlines())
+                    lines.update(dict.fromkeys(file.read().splitlines()))
         return 0, json.dumps([event for event in parsed(lines) if wanted.takes(event)])
 
     try:

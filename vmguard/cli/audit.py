@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
         elsewhere, answered = shared.of_others(asked)
         if not answered:
             print("the store does not answer: what other hosts have written down is not shown", file=sys.stderr)
-        found = sorted([*found, *elsewhere, *([_booted()] if whole else [])], key=lambda event: float(event["time"]))
+        found = history.in_order([*found, *([_booted()] if whole else []), *elsewhere])
     if options.svg:
         return _draw(options, wanted, found)
     if options.held:
