@@ -258,6 +258,15 @@ def test_the_picture_is_xml_and_shows_all() -> None:
     assert ElementTree.fromstring(timeline.draw("/x", [], [], [], 2000)) is not None
 
 
+def test_the_picture_of_an_image_that_thousands_had() -> None:
+    """A base image, and a guest for each test run: the work grows with what is drawn, not with its square."""
+    found = [event(at, "held", domain=f"d{at}", instance=f"u.{at}", disks=[DISK]) for at in range(4000)]
+    found += [event(at, "refused", domain=f"d{at}") for at in range(4000)]
+    began = time.process_time()
+    text = timeline.draw("/dev/vg/web", history.spans(found), found, [], 5000)
+    assert text.count("<rect") > 4000 and time.process_time() - began < 1
+
+
 # -- what others do ----------------------------------------------------------------------------------------------------
 
 
