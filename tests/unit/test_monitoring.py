@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """`vmguard metrics`, check_vmguard, and what docs/monitoring has for Prometheus and Icinga."""
 
+import ctypes
 import json
 import re
 import shutil
@@ -162,7 +163,23 @@ def test_check_when_nothing_answers(monkeypatch: pytest.MonkeyPatch, capsys: pyt
         raise ValueError("a bug")
 
     monkeypatch.setattr(status, "report_of", broken)
-    assert check(capsys)[0] == 3
+    code, lines = check(capsys)
+    assert code == 3 and "ValueError: a bug" in lines[0]
+
+
+def test_check_when_a_call_does_not_come_back(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The library of a sanlock that has stopped goes on to wait whatever signal comes; and so does the kernel, for NFS."""
+
+    def hang() -> None:
+        mutex = ctypes.create_string_buffer(64)
+        for _ in range(2):
+            ctypes.CDLL(None).pthread_mutex_lock(mutex)
+
+    monkeypatch.setattr(status, "report_of", hang)
+    code, lines = check(capsys, "-t", "1")
+    assert code == 3 and "no answer within 1 seconds" in lines[0]
 
 
 @pytest.mark.parametrize(
