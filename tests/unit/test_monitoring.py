@@ -138,6 +138,19 @@ def test_check(
     assert found == code and words in lines[0], lines
 
 
+@pytest.mark.parametrize("name, code", [("webhook", 1), ("mode", 1), (" ", 1)])
+def test_check_whatever_a_guest_is_called(
+    name: str, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its name decides neither how bad it is, nor what else is said."""
+    made = report(instance={"domain": name, "without_lease": ["/dev/x"]})
+    made["warnings"] = ["mode = audit: nothing is refused", *status.about_guests(made)]
+    monkeypatch.setattr(status, "report_of", lambda: (made, []))
+    found, lines = check(capsys)
+    assert found == code and any("mode = audit" in line for line in lines), lines
+    assert sum("without leases" in line for line in lines) == 1
+
+
 def test_check_thresholds(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(status, "report_of", lambda: (report(), []))
     assert check(capsys, "-w", "5", "-c", "20")[0] == 1

@@ -125,12 +125,12 @@ def _judge(
     for qemu in running:
         if qemu.uuid not in known:
             found.append((CRITICAL, f"{qemu.name or qemu.process.pid} runs without any lease"))
-    said = {text for _, text in found}
+    said = {*status.about_guests(report), *map(message, unknown)}
     for warning in report["warnings"]:
-        if "hook" in warning and "set up" not in warning:
-            found.append((CRITICAL, warning))
-        elif not any(warning.startswith(text.partition(" ")[0]) for text in said) and "member of" not in warning:
-            found.append((WARNING, warning.splitlines()[0]))
+        if warning in said or "member of" in warning:
+            continue  # it is among those above
+        critical = "hook" in warning and "set up" not in warning
+        found.append((CRITICAL if critical else WARNING, warning.splitlines()[0]))
     if not options.no_agent and not report["agent"]["watching"]:
         found.append((WARNING, "vmguardd does not run"))
     unit = space.get("io_timeout", 10)

@@ -138,7 +138,12 @@ def _warnings(report: Dict[str, Any], config: Config) -> List[str]:
         found.append(
             f"the lease store has room for {room['places'] - room['taken']} more storage objects. Make the device larger"
         )
-    found += _hook_warnings()
+    return [*found, *_hook_warnings(), *about_guests(report)]
+
+
+def about_guests(report: Dict[str, Any]) -> List[str]:
+    """What is wrong with guests of this host, each in a line."""
+    found = []
 
     def shown(names: List[str]) -> str:
         return ", ".join(map(plain, names))
