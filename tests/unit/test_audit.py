@@ -405,6 +405,13 @@ def test_what_changed_while_nobody_looked(seen: Watched) -> None:
     path = Path(paths.RUN) / "watching.json"
     os.utime(path, (time.time() - 600, time.time() - 600))
     seen.put(seen.device / "size", "8192\n")
+    told = started_again(seen)
+    assert [one["event"] for one in told] == ["unseen", "watching", "resized"]
+    assert 590 < told[0]["to"] - told[0]["from"] < 620 and told[2]["size"] == 8192 * 512
+
+
+def started_again(seen: Watched) -> List[Dict[str, Any]]:
+    """What an agent tells that starts now."""
     told: List[Dict[str, Any]] = []
 
     async def again() -> None:
@@ -413,11 +420,20 @@ def test_what_changed_while_nobody_looked(seen: Watched) -> None:
         new.start()
         new.stop()
 
-    host_boot = seen.root / "proc/sys/kernel/random/boot_id"
-    seen.put(host_boot, "boot\n")
+    seen.put(seen.root / "proc/sys/kernel/random/boot_id", "boot\n")
     asyncio.run(again())
-    assert [one["event"] for one in told] == ["unseen", "watching", "resized"]
-    assert 590 < told[0]["to"] - told[0]["from"] < 620 and told[2]["size"] == 8192 * 512
+    return told
+
+
+@pytest.mark.parametrize("ago, words", [(3600, ["unseen", "watching"]), (1, ["watching"])])
+def test_a_host_on_which_nobody_has_watched_so_far(seen: Watched, ago: float, words: List[str]) -> None:
+    """Its guests were started with it, and the agent an hour later."""
+    (Path(paths.RUN) / "watching.json").unlink()
+    for one in instance.load_all():
+        instance.write(one._replace(since=time.time() - ago))
+    told = started_again(seen)
+    assert [one["event"] for one in told] == words
+    assert words == ["watching"] or 3590 < told[0]["to"] - told[0]["from"] < 3700
 
 
 def test_another_guest_is_no_change(seen: Watched) -> None:

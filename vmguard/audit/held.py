@@ -17,6 +17,7 @@ class Held(NamedTuple):
     device: str  # major:minor; "" for a file
     domain: str
     uuid: str
+    since: float  # seconds since the epoch
 
 
 class AllHeld:
@@ -60,7 +61,7 @@ def _held_by(name: str) -> List[Held]:
     if one is None or one.state not in ("held", "running"):
         return []
     return [
-        Held(want.claim.path, want.claim.identity, want.claim.device, one.name, one.uuid)
+        Held(want.claim.path, want.claim.identity, want.claim.device, one.name, one.uuid, one.since)
         for want in one.wants
         if want.claim.mode is Mode.EXCLUSIVE
         and want.claim.path.startswith("/")

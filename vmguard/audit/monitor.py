@@ -84,10 +84,12 @@ class Monitor:
             self._files = None
         self._listen_to_udev()
         self._listen_to_mounts()
+        self._refresh()
         now = time.time()
-        if before is not None and now - before["seen"] > _UNNOTICED:
-            text = "nobody watched what was done to held volumes"
-            self._tell("unseen", text, **{"from": before["seen"], "to": now})
+        # In this boot nobody has watched yet: not since the first of what is held was taken.
+        seen = before["seen"] if before is not None else min((one.since for one in self._held), default=now)
+        if now - seen > _UNNOTICED:
+            self._tell("unseen", "nobody watched what was done to held volumes", **{"from": seen, "to": now})
         if before is not None:
             self._facts = before["devices"]
             self._mounted = set(before["mounted"])
