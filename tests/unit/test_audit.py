@@ -22,6 +22,7 @@ from vmguard.config import Config
 from vmguard.errors import BadRequest
 from vmguard.host import Process
 from vmguard.instance import Instance, Want
+from vmguard.lint import inotify
 
 DISK = {"path": "/dev/vg/web", "identity": "lvm:a/b", "mode": "exclusive"}
 
@@ -434,6 +435,15 @@ def test_a_host_on_which_nobody_has_watched_so_far(seen: Watched, ago: float, wo
     told = started_again(seen)
     assert [one["event"] for one in told] == words
     assert words == ["watching"] or 3590 < told[0]["to"] - told[0]["from"] < 3700
+
+
+def test_what_got_lost_is_unseen(seen: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody opens held files faster than anybody can look: what he wrote among that cannot be told, and is not hidden."""
+    monkeypatch.setattr(inotify.os, "read", lambda _fd, _size: inotify._EVENT.pack(-1, inotify._OVERFLOW, 0, 0))
+    seen.monitor._files = inotify.Files()
+    seen.monitor._opened()
+    assert [one["event"] for one in seen.told] == ["unseen"] and "inotify" in seen.told[0]["text"]
+    seen.monitor._files.close()
 
 
 def test_another_guest_is_no_change(seen: Watched) -> None:

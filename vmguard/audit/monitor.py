@@ -190,6 +190,11 @@ class Monitor:
             event, f"{one.path}: {text}", domain=one.domain, uuid=one.uuid, path=one.path, identity=one.identity, **data
         )
 
+    def _lost(self, whose: str) -> None:
+        """More came than the kernel's buffer holds: nobody knows what."""
+        now = time.time()
+        self._tell("unseen", f"events of {whose} got lost, because too many came at once", **{"from": now, "to": now})
+
     def came_up(self) -> List[str]:
         """Volumes of LVM that have become active on this host since the last call, and that no guest of it holds."""
         found, self._came_up = self._came_up, []
@@ -223,10 +228,7 @@ class Monitor:
             try:
                 device = self._udev.poll(timeout=0)
             except OSError:
-                # More came than the buffer holds (ENOBUFS): nobody knows what.
-                now = time.time()
-                text = "events of udev got lost, because too many came at once"
-                self._tell("unseen", text, **{"from": now, "to": now})
+                self._lost("udev")  # ENOBUFS
                 self.look(everything=True)
                 return
             if device is None:
@@ -311,6 +313,8 @@ class Monitor:
         assert self._files is not None
         seen: Dict[str, bool] = {}
         for path, written in self._files.changes():
+            if not path:
+                self._lost("inotify")
             seen[path] = seen.get(path, False) or written
         held = {one.path: one for one in self._held}
         for path, written in seen.items():
