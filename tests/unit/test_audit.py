@@ -446,6 +446,14 @@ def test_what_got_lost_is_unseen(seen: Watched, monkeypatch: pytest.MonkeyPatch)
     seen.monitor._files.close()
 
 
+def test_nothing_is_kept_of_what_is_held_no_longer(seen: Watched) -> None:
+    """A host for tests starts a million guests, each on an image of its own."""
+    seen.monitor._searched = {"/dev/vg/web": 1.0, "/gone": 1.0}
+    instance.write(Instance("j", "v", "db", "", Process(1, 1), "running", (), 0))
+    seen.monitor.look()
+    assert seen.monitor._searched == {"/dev/vg/web": 1.0}
+
+
 def test_another_guest_is_no_change(seen: Watched) -> None:
     instance.write(Instance("j", "v", "db", "", Process(1, 1), "running", (), 0))
     seen.monitor.look()

@@ -141,6 +141,9 @@ class Monitor:
         """Every few seconds: whether other things are held; that we are there."""
         self._refresh()
         changed, self._changed = self._changed, False
+        if changed:
+            held = {one.path for one in self._held}
+            self._searched = {path: at for path, at in self._searched.items() if path in held}
         if changed and self._files is not None:
             # In a thread, as whatever looks a path up: on storage that went away it does not come back.
             self._thread.submit(self._files.watch, [one.path for one in self._held])
