@@ -338,6 +338,46 @@ def test_what_came_up_is_asked_for_once_at_a_time(monkeypatch: pytest.MonkeyPatc
     assert len(waiting) == 2
 
 
+def test_what_came_up_while_the_store_was_away_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was answered before it went away is not told twice."""
+    said: List[str] = []
+    asked: List[Any] = []
+    config = Config(store="/x", cluster="abcd", host_id=1, shared=True, deadline=2.0)
+    waiting: List[List[str]] = [["/dev/mapper/a", "/dev/mapper/b"], [], []]
+
+    def tell_holders(devices: List[str]) -> None:
+        deadline.tell({"device": devices[0], "holder": "node2", "path": devices[0]})
+        if "/dev/mapper/a" in devices:
+            raise SanlockDown(111)
+
+    real = work.child
+
+    async def child(work_: Any, seconds: float, heard: Any) -> work.Ended:
+        asked.append(work_)
+        return await real(work_, seconds, heard)
+
+    monkeypatch.setattr(standing, "_ASKED_AGAIN", 0.01)
+    monkeypatch.setattr(standing.elsewhere, "tell_holders", tell_holders)
+    monkeypatch.setattr(standing.work, "child", child)
+    monkeypatch.setattr(standing.events, "path", lambda: "/nowhere")
+
+    async def look() -> None:
+        tasks: List[Any] = []
+        one = standing.Standing(
+            lambda event, text, **data: said.append(data["path"]),
+            lambda what: tasks.append(asyncio.ensure_future(what)),
+            lambda: config,
+            lambda: waiting.pop(0),
+            "",
+        )
+        for _ in range(3):
+            one.look()
+            await asyncio.gather(*tasks)
+
+    asyncio.run(look())
+    assert said == ["/dev/mapper/a", "/dev/mapper/b"] and len(asked) == 2
+
+
 # -- conflicts ---------------------------------------------------------------------------------------------------------
 
 
