@@ -89,6 +89,17 @@ def test_counts_go_on_over_rotation(places: Path, monkeypatch: pytest.MonkeyPatc
     assert metrics._counts().hook_seconds == pytest.approx(total * 0.2, abs=0.1)
 
 
+def test_counts_begin_with_the_boot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not with the oldest file that is kept: where that was thrown away meanwhile, all would count as new at once."""
+    monkeypatch.setattr(events, "_tell_system", lambda _: None)
+    events.record("refused")
+    began = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    with open(events.path(), "a") as file:
+        file.write(json.dumps({"time": began - 60, "event": "refused", "text": "", "took": 0.1}) + "\n")
+    assert metrics._counts().events == {"refused": 1}
+    assert metrics._counts() == metrics.Counts({"refused": 1}, [0] * (len(metrics.BUCKETS) + 1), 0.0)
+
+
 def test_alert_rules_name_what_there_is() -> None:
     rules = ROOT / "docs" / "monitoring" / "vmguard.rules.yml"
     text = rules.read_text()

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Tuple
 
 from vmguard import __version__, host, paths
@@ -81,12 +82,16 @@ def _counts() -> Counts:
         where = (kept["inode"], kept["offset"])
     except (OSError, ValueError, KeyError, TypeError):
         pass
+    # The first time the files tell of earlier boots, too.
+    began = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) if where == (0, 0) else 0.0
     try:
         lines, where = new_lines(where)
     except OSError:
         lines = []
     seconds = counts.hook_seconds
     for event in parsed(lines):
+        if event["time"] < began:
+            continue
         counts.events[event["event"]] = counts.events.get(event["event"], 0) + 1
         took = event.get("took")
         if isinstance(took, (int, float)) and event.get("operation", "prepare") == "prepare":
