@@ -14,7 +14,7 @@ from typing import Any, Dict, List, Tuple
 import pytest
 
 from vmguard import events, host, paths
-from vmguard.cli import metrics, plugin, status
+from vmguard.cli import main, metrics, plugin, status
 from vmguard.errors import SanlockDown
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -98,6 +98,14 @@ def test_counts_begin_with_the_boot(monkeypatch: pytest.MonkeyPatch) -> None:
         file.write(json.dumps({"time": began - 60, "event": "refused", "text": "", "took": 0.1}) + "\n")
     assert metrics._counts().events == {"refused": 1}
     assert metrics._counts() == metrics.Counts({"refused": 1}, [0] * (len(metrics.BUCKETS) + 1), 0.0)
+
+
+def test_a_full_disk_is_not_filled_with_halves(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(status, "report_of", lambda: (report(), []))
+    target = places / "node" / "vmguard.prom"
+    target.mkdir(parents=True)  # what can be written and not put in place
+    assert main(["metrics", "--output", str(target)]) == 2
+    assert list(target.parent.iterdir()) == [target]
 
 
 def test_alert_rules_name_what_there_is() -> None:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Tuple
 
 from vmguard import __version__, host, paths
@@ -57,6 +58,8 @@ def run(options: argparse.Namespace) -> int:
         os.chmod(temporary, 0o644)
         os.rename(temporary, options.output)
     except OSError as error:
+        with suppress(OSError):
+            os.unlink(temporary)  # it is called otherwise each time
         raise BadRequest(f"{options.output}: {error.strerror}") from error
     return 3 if unknown else 0
 
