@@ -66,6 +66,9 @@ def test_metrics_are_well_formed() -> None:
     assert "vmguard_refusals_total 3" in lines and "vmguard_guests 1" in lines
     assert 'vmguard_hook_prepare_seconds_bucket{le="+Inf"} 10' in lines and "vmguard_hook_prepare_seconds_sum 12.5" in lines
     assert "vmguard_lockspace_renewal_age_seconds 7" in lines
+    # All digits of what grows: what comes to it in a minute is less than a millionth.
+    large = metrics.page(report(), False, metrics.Counts({"refused": 1234567}, counts.hook, 123456.789), None).splitlines()
+    assert "vmguard_refusals_total 1234567" in large and "vmguard_hook_prepare_seconds_sum 123456.789" in large
     # What is not known is left out, not made up.
     nothing = metrics.page(report(lockspace={}, hosts=[]), True, counts, None)
     promtool("check", "metrics", stdin=nothing)

@@ -138,7 +138,7 @@ class _Page:
 
     def add(self, name: str, kind: str, help_: str, values: Iterable[Tuple[Dict[str, str], float]]) -> None:
         self.lines += [f"# HELP {name} {help_}", f"# TYPE {name} {kind}"]
-        self.lines += [f"{name}{_labels(labels)} {value:g}" for labels, value in values]
+        self.lines += [f"{name}{_labels(labels)} {value:.15g}" for labels, value in values]
 
     def one(self, name: str, kind: str, help_: str, value: float) -> None:
         self.add(name, kind, help_, [({}, value)])
@@ -196,5 +196,5 @@ def page(report: Dict[str, Any], unknown: bool, counts: Counts, latency: Optiona
     for limit, count in zip((*BUCKETS, None), counts.hook):
         total += count
         out.lines.append(f'{name}_bucket{{le="{"+Inf" if limit is None else f"{limit:g}"}"}} {total}')
-    out.lines += [f"{name}_sum {counts.hook_seconds:g}", f"{name}_count {total}"]
+    out.lines += [f"{name}_sum {counts.hook_seconds:.15g}", f"{name}_count {total}"]
     return "\n".join(out.lines) + "\n"
