@@ -15,6 +15,7 @@ import pytest
 
 from vmguard import events, host, instance, paths
 from vmguard.audit import history, monitor, shared, timeline
+from vmguard.audit.held import AllHeld
 from vmguard.audit.history import Wanted
 from vmguard.claims import LIES_UNDER, Claim, Mode
 from vmguard.cli import main
@@ -444,6 +445,21 @@ def test_what_got_lost_is_unseen(seen: Watched, monkeypatch: pytest.MonkeyPatch)
     seen.monitor._opened()
     assert [one["event"] for one in seen.told] == ["unseen"] and "inotify" in seen.told[0]["text"]
     seen.monitor._files.close()
+
+
+def test_records_that_are_written_at_once(seen: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within one step of the clock of files: a look between the two sees the first, and the folder is as old after the second."""
+    now = time.time_ns()
+    monkeypatch.setattr("time.time_ns", lambda: now + 10**6)
+    all_ = AllHeld()
+    (web,) = instance.load_all()
+    for state in ("held", "running"):
+        wants = web.wants if state == "running" else ()
+        instance.write(web._replace(state=state, wants=wants))
+        for path in (instance.directory(), f"{instance.directory()}/i.json"):
+            os.utime(path, ns=(now, now))
+        all_.refresh()
+    assert [one.path for one in all_] == ["/dev/vg/web"]
 
 
 def test_nothing_is_kept_of_what_is_held_no_longer(seen: Watched) -> None:
