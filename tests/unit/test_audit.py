@@ -447,6 +447,29 @@ def test_what_got_lost_is_unseen(seen: Watched, monkeypatch: pytest.MonkeyPatch)
     seen.monitor._files.close()
 
 
+def test_what_vanishes_while_others_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One thread says what to watch, another hears of what happens: a guest ends, and its images are removed."""
+    names = [str(tmp_path / name) for name in "abc"]
+    for name in names:
+        Path(name).write_text("")
+    files = inotify.Files()
+    files.watch(names[:2])
+
+    class Libc:
+        inotify_add_watch = files._libc.inotify_add_watch
+
+        def inotify_rm_watch(self, *_: Any) -> None:
+            for name in names[:2]:
+                if os.path.exists(name):
+                    os.unlink(name)
+            list(files.changes())
+
+    files._libc = Libc()  # type: ignore[assignment]
+    files.watch(names[2:])
+    assert list(files._numbers) == names[2:]
+    files.close()
+
+
 def test_records_that_are_written_at_once(seen: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
     """Within one step of the clock of files: a look between the two sees the first, and the folder is as old after the second."""
     now = time.time_ns()
