@@ -109,8 +109,21 @@ def test_times(text: str, ago: Any) -> None:
     found = history.moment_of(text, now)
     assert ago is None or found == now - ago
     assert time.localtime(history.moment_of("yesterday", now)).tm_hour == 0
-    with pytest.raises(BadRequest):
-        history.moment_of("the day after", now)
+    for nonsense in ("the day after", "\u00b2d", "9" * 400 + "d", "d", "-1d", ""):
+        with pytest.raises(BadRequest):
+            history.moment_of(nonsense, now)
+
+
+def test_yesterday_is_the_day_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also on the days of 23 and 25 hours."""
+    monkeypatch.setenv("TZ", "CET-1CEST,M3.5.0,M10.5.0/3")
+    time.tzset()
+    try:
+        for late, before in (("2026-10-25 23:30", "2026-10-24"), ("2026-03-30 00:30", "2026-03-29")):
+            assert history.moment_of("yesterday", history.moment_of(late)) == history.moment_of(before), late
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 @pytest.fixture

@@ -237,11 +237,11 @@ def moment_of(text: str, now: Optional[float] = None) -> float:
     """
     now = time.time() if now is None else now
     word = text.strip().lower()
-    if word[:-1].isdigit() and word[-1:] in _UNITS:
+    if word[:-1].isdecimal() and word[-1:] in _UNITS and len(word) < 20:
         return now - int(word[:-1]) * _UNITS[word[-1]]
     if word in ("today", "yesterday"):
-        day = time.localtime(now - (86400 if word == "yesterday" else 0))
-        return time.mktime((day.tm_year, day.tm_mon, day.tm_mday, 0, 0, 0, 0, 0, -1))
+        day = time.localtime(now)
+        return time.mktime((day.tm_year, day.tm_mon, day.tm_mday - (word == "yesterday"), 0, 0, 0, 0, 0, -1))
     for form in ("%Y-%m-%d", "%Y-%m-%d %H:%M", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S"):
         try:
             return time.mktime(time.strptime(text.strip(), form))
