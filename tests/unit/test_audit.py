@@ -552,12 +552,20 @@ def test_other_hosts_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with open(events.path(), "ab") as file:
         file.write(b'{"time": 5, "event": "half')
     shared.publish()
+    copy = store / "history" / "1.jsonl"
+    events.record("released", domain="web")
+    before, full = copy.read_bytes(), tmp_path / "STATE1" / "published.json.tmp"
+    full.mkdir()  # where it has come to cannot be kept
+    with pytest.raises(OSError):
+        shared.publish()
+    assert copy.read_bytes() == before, "else the same is copied every few seconds, until nothing else is left"
+    full.rmdir()
     os.unlink(tmp_path / "STATE1" / "published.json")  # a copy that was cut short is made again
     shared.publish()
     assert shared.of_others(Wanted()) == ([], True), "its own it has already"
     on(2)
     found, answered = shared.of_others(Wanted(domain="web"))
-    assert answered and [one["event"] for one in found] == ["held"]
+    assert answered and [one["event"] for one in found] == ["held", "released"]
     assert shared.of_others(Wanted(domain="db")) == ([], True)
     put_aside = [started(number, number=number) for number in range(20)]
     (store / "history" / "4.jsonl.1").write_text("".join(json.dumps(one) + "\n" for one in put_aside))

@@ -43,6 +43,9 @@ def publish() -> None:
     lines, where = new_lines(where)
     if not lines:
         return
+    # The place first: where that cannot be kept, on a full disk, the same lines would be copied again and again.
+    with open(kept + ".tmp", "w", encoding="ascii") as file:
+        json.dump({"inode": where[0], "offset": where[1]}, file)
     os.makedirs(place, mode=0o700, exist_ok=True)
     target = os.path.join(place, f"{config.host_id}.jsonl")
     with open(target, "ab") as out:
@@ -50,8 +53,6 @@ def publish() -> None:
         size = out.tell()
     if size > events.MAX_BYTES:
         os.rename(target, target + ".1")
-    with open(kept + ".tmp", "w", encoding="ascii") as file:
-        json.dump({"inode": where[0], "offset": where[1]}, file)
     os.rename(kept + ".tmp", kept)
 
 
