@@ -267,3 +267,25 @@ def test_whose_a_hook_is() -> None:
     assert hookfile.is_ours((ROOT / "hooks" / "qemu").read_bytes())
     own = b"#!/bin/sh\n# mine\n# vmguard's hook: libvirt calls it for every step in a guest's life, and mine beside it\nexit 0\n"
     assert not hookfile.is_ours(own) and not hookfile.is_ours(own.replace(b"# mine\n", b"# mine\n#\n#\n"))
+
+
+@pytest.mark.parametrize("mounted, left", [("none", False), ("state", True), ("state/store", True)])
+def test_purge_takes_no_store_of_a_cluster(tmp_path: Path, mounted: str, left: bool) -> None:
+    """The default place of a store may be where all hosts have mounted theirs."""
+    if subprocess.run(["unshare", "--mount", "mount", "-t", "tmpfs", "tmpfs", tmp_path], stderr=subprocess.DEVNULL).returncode:
+        pytest.skip("needs root, to mount")
+    text = (ROOT / "packaging/deb/vmguard.postrm").read_text()
+    for path, name in (("/var/lib/vmguard", "state"), ("/etc/vmguard", "conf"), ("/var/log/vmguard", "log"),
+                       ("/run/vmguard", "run"), ("/etc/libvirt", "libvirt")):  # fmt: skip
+        assert path in text
+        text = text.replace(path, str(tmp_path / name))
+    (tmp_path / "postrm").write_text(text)
+    for name in ("state/store", "conf", "log", "run", "none"):
+        (tmp_path / name).mkdir(parents=True)
+    script = (
+        f"mount -t tmpfs tmpfs {tmp_path}/{mounted} && mkdir -p {tmp_path}/state/store && touch {tmp_path}/state/store/lockspace"
+        f" && sh {tmp_path}/postrm purge || exit 9; test -e {tmp_path}/state/store/lockspace"
+    )
+    done = subprocess.run(["unshare", "--mount", "sh", "-c", script])
+    assert done.returncode == (0 if left else 1)
+    assert not (tmp_path / "conf").exists() and (tmp_path / "state").exists() is left
