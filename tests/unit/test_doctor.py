@@ -195,6 +195,15 @@ def test_plugin(here: Host, monkeypatch: pytest.MonkeyPatch, loaded: Optional[bo
     assert severities(libvirt.plugin(here)) == [severity]
 
 
+def test_settings_that_the_plugin_has_not_read(here: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(others, "LIBVIRT", str(tmp_path))
+    (tmp_path / "qemu.conf").write_text('lock_manager = "sanlock"\n')
+    (tmp_path / "qemu-sanlock.conf").write_text("auto_disk_leases = 0\nrequire_lease_for_disks = 0\n")
+    for began, severity in ((60, OK), (-60, WARNING)):
+        monkeypatch.setattr(daemons, "started_at", lambda _, began=began: time.time() + began)
+        assert severities(libvirt.register_only(here)) == [severity]
+
+
 def test_no_plugin(here: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(daemons, "plugin", lambda: None)
     assert severities(libvirt.plugin(here)) == [WARNING]

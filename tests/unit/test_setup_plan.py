@@ -3,6 +3,7 @@
 
 import json
 import os
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Dict, List, Optional
@@ -222,6 +223,40 @@ def test_earlier_setting_is_shown_and_comes_back(machine: Machine) -> None:
     assert not os.path.exists(config.host_file())
     assert not machine.hook.exists()
     assert removal.plan(True).changes == []
+
+
+def test_settings_of_a_plugin_that_is_loaded_need_a_restart(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host of libvirt's own leases: its daemon reads the settings of the plugin when it starts, and never again."""
+    machine.qemu_conf.write_bytes(b'lock_manager = "sanlock"\n')
+    machine.plugin_conf.write_bytes(b"auto_disk_leases = 1\n")
+    daemon, began = daemons.Daemon("libvirtd", 7, 1, "libvirtd.service"), time.time()
+    monkeypatch.setattr(daemons, "find", lambda names: [daemon] if names == daemons.LIBVIRT else [])
+    monkeypatch.setattr(daemons, "started_at", lambda _: began)
+    monkeypatch.setattr(daemons, "reload", lambda _: None)
+    monkeypatch.setattr(host, "libvirt_has_sanlock_plugin", lambda pid: True)
+    monkeypatch.setattr(libvirtside, "_restart", lambda daemon: machine.calls.append("restart"))
+
+    def restarts(made: plan.Plan) -> List[str]:
+        return [str(change.after) for change in made.changes if "restarted" in str(change.after)]
+
+    made = steps.plan(steps.Wishes())
+    assert restarts(made)
+    # It died before the restart, or was told to leave it: the next one sees it, and so does doctor.
+    do(made, made.changes.index(next(change for change in made.changes if "restarted" in str(change.after))))
+    began -= 60
+    assert not libvirtside.has_read_settings(daemon)
+    left = prepare(restart=False).left
+    assert any("must be restarted" in sentence and "settings" in sentence for sentence in left)
+    assert restarts(prepare()) and machine.calls == ["restart"]
+    began += 120
+    assert steps.plan(steps.Wishes()).changes == []
+    # Back again it has them from a start, too.
+    assert restarts(removal.plan(True))
+    made = removal.plan(False)
+    assert not restarts(made)
+    do(made)
+    assert any("must be restarted" in sentence for sentence in made.left)
+    assert machine.plugin_conf.read_bytes() == b"auto_disk_leases = 1\n"
 
 
 def test_removal_leaves_what_somebody_changed_since(machine: Machine) -> None:

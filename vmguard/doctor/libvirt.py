@@ -73,7 +73,11 @@ def register_only(look: Look) -> Findings:
         now = "not set" if shown is None else shown
         text = f"{setting.file}: {setting.name} is {now}, not {libvirtconf.written(setting.value)}"
         yield wrong(text, "vmguard setup", mendable=setting.file.endswith("qemu-sanlock.conf"))
-    if not found:
+    late = [daemon for daemon in look.libvirt() if not found and not libvirtside.has_read_settings(daemon)]
+    for daemon in late:
+        text = f"the plugin's settings were changed after the start of {daemon.name}, which reads them only then"
+        yield doubtful(text, f"vmguard setup (restarts {daemon.name}; guests run on)")
+    if not found and not late:
         yield ok("the plugin takes no leases of its own")
 
 
