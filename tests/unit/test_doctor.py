@@ -97,6 +97,19 @@ def test_sanlock_without_watchdog(
     assert severities(sanlock.watchdog(here)) == [severity]
 
 
+@pytest.mark.parametrize("manager, severity", [("sanlock", WARNING), ("lockd", ERROR)])
+def test_no_watchdog_while_libvirt_sleeps(
+    here: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, manager: str, severity: Severity
+) -> None:
+    """Its daemon ends when nobody asks and no guest runs; what counts then is what it will load."""
+    here.daemon.use_watchdog = False
+    monkeypatch.setattr(here, "libvirt", lambda: [])
+    monkeypatch.setattr(others, "LIBVIRT", str(tmp_path))
+    (tmp_path / "qemu.conf").write_text(f'lock_manager = "{manager}"\n')
+    (tmp_path / "qemu-sanlock.conf").write_text("auto_disk_leases = 0\nrequire_lease_for_disks = 0\n")
+    assert severities(sanlock.watchdog(here)) == [severity]
+
+
 # -- names and times -------------------------------------------------------------------------------------------------------
 
 
