@@ -217,9 +217,16 @@ def test_settings_that_the_plugin_has_not_read(here: Host, tmp_path: Path, monke
         assert severities(libvirt.register_only(here)) == [severity]
 
 
-def test_no_plugin(here: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("manager, severity", [('"lockd"', WARNING), ('"sanlock"', ERROR), ("'sanlock'", ERROR)])
+def test_no_plugin(
+    here: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, manager: str, severity: Severity
+) -> None:
+    """Removed from a host that is set up, it keeps libvirt's daemon from its next start."""
     monkeypatch.setattr(daemons, "plugin", lambda: None)
+    monkeypatch.setattr(others, "LIBVIRT", str(tmp_path))
     assert severities(libvirt.plugin(here)) == [WARNING]
+    (tmp_path / "qemu.conf").write_text(f"lock_manager = {manager}\n")
+    assert severities(libvirt.plugin(here)) == [severity]
 
 
 # -- denials, versions -----------------------------------------------------------------------------------------------------

@@ -293,6 +293,8 @@ def test_no_plugin(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     assert machine.qemu_conf.read_bytes() == QEMU_CONF
     assert any("sanlock" in sentence and "package" in sentence for sentence in made.left)
     assert machine.hook.exists()
+    machine.qemu_conf.write_bytes(b'lock_manager = "sanlock"\n')
+    assert any("does not start" in sentence for sentence in prepare().left)
 
 
 @pytest.mark.parametrize("accept", [True, False], ids=["accepted", "refused"])

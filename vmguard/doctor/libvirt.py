@@ -35,7 +35,11 @@ def plugin(look: Look) -> Findings:
         return
     if daemons.plugin() is None:
         fix = f"install {daemons.plugin_package()}, then `vmguard setup`"
-        yield doubtful("libvirt's sanlock plugin is not installed: leases stay with the host, not with QEMU", fix)
+        if libvirtside.asks_for_plugin():
+            says = "libvirt's sanlock plugin is not installed, and lock_manager names it: its daemon does not start any more"
+            yield wrong(says, fix)
+        else:
+            yield doubtful("libvirt's sanlock plugin is not installed: leases stay with the host, not with QEMU", fix)
         return
     for daemon in look.libvirt():
         loaded = host.libvirt_has_sanlock_plugin(daemon.pid)

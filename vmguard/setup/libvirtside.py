@@ -60,6 +60,11 @@ def now(setting: Setting) -> Optional[str]:
     return libvirtconf.get(setting.file, contents(setting.file) or b"", setting.name)
 
 
+def asks_for_plugin() -> bool:
+    """Whether lock_manager names the sanlock plugin: where that is not installed libvirt's daemon does not start."""
+    return (now(settings()[-1]) or "").strip("'\"") == "sanlock"
+
+
 def add_to(plan: Plan, restart: bool, accept_no_watchdog: bool) -> None:
     """Plan libvirt's side. `restart`: its daemon may be restarted where that is needed."""
     if not os.path.isdir(others.LIBVIRT):
@@ -93,6 +98,12 @@ def _add_setting(plan: Plan, setting: Setting) -> None:
 
 
 def _say_no_plugin(plan: Plan, accept_no_watchdog: bool) -> None:
+    if asks_for_plugin():
+        plan.left.append(
+            f"libvirt's daemon does not start any more: lock_manager in {settings()[-1].file} names its sanlock plugin, which is"
+            f" not installed. Install {daemons.plugin_package()}, or take that line out."
+        )
+        return
     plan.left.append(
         f"libvirt's sanlock plugin is not installed (package {daemons.plugin_package()}). Without it the leases stay"
         " with this host instead of each guest's QEMU. Better: install it and run `vmguard setup` again."
