@@ -347,6 +347,25 @@ def test_a_daemon_that_knows_the_hook_knows_the_new_one(
     assert libvirtside.has_seen_hook(daemon) is knew
 
 
+def test_a_daemon_that_was_told_of_a_hook_that_went_away(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Moved aside and back: if it was reloaded in between, it calls none, and nothing tells."""
+    prepare()
+    daemon = daemons.Daemon("libvirtd", 7, 1, "libvirtd.service")
+    monkeypatch.setattr(daemons, "find", lambda names: [daemon] if names == daemons.LIBVIRT else [])
+    monkeypatch.setattr(daemons, "started_at", lambda _: os.stat(machine.hook).st_ctime - 60)
+    monkeypatch.setattr(daemons, "reload", lambda _: None)
+    assert not libvirtside.has_seen_hook(daemon)
+    libvirtside.tell(daemon)
+    assert libvirtside.has_seen_hook(daemon)
+    time.sleep(0.02)  # the kernel's clock of files
+    machine.hook.rename(machine.root / "aside")
+    libvirtside.tell(daemon)
+    (machine.root / "aside").rename(machine.hook)
+    assert not libvirtside.has_seen_hook(daemon)
+    assert any("told to look" in str(change.after) for change in prepare().changes)
+    assert libvirtside.has_seen_hook(daemon)
+
+
 def test_guests_that_run_already_get_their_leases(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     running = host.Qemu(host.Process(1, 1), "u-u-i-d", "web", False, ())
     by_hand = running._replace(uuid="other", name="by-hand")

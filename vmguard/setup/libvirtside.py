@@ -200,18 +200,24 @@ def has_seen_hook(daemon: daemons.Daemon) -> bool:
     Whether the daemon has looked for hooks since the hook is there. It looks when it starts and when it is told to;
     what is in the hook it reads at every call.
     """
-    path = hookfile.target(daemons.libvirt_version())
-    try:
-        there_since = os.stat(path).st_ctime
-    except OSError:
+    there = _hook()
+    if there is None:
         return False
-    if daemons.started_at(daemon) > there_since + _BOOT:
+    if daemons.started_at(daemon) > there.st_ctime + _BOOT:
         return True
-    return _mark(daemon, path) in (contents(_seen_file()) or b"").decode("utf-8", "replace").splitlines()
+    return _mark(daemon, there) in (contents(_seen_file()) or b"").decode("utf-8", "replace").splitlines()
 
 
-def _mark(daemon: daemons.Daemon, path: str) -> str:
-    return f"{daemon.pid} {daemon.start} {path}"
+def _hook() -> Optional[os.stat_result]:
+    try:
+        return os.stat(hookfile.target(daemons.libvirt_version()))
+    except OSError:
+        return None
+
+
+def _mark(daemon: daemons.Daemon, hook: os.stat_result) -> str:
+    """Of this very file: while it was away, or could not be run, the daemon may have looked again and have found none."""
+    return f"{daemon.pid} {daemon.start} {hook.st_ctime_ns}"
 
 
 def tell(daemon: daemons.Daemon) -> None:
@@ -221,9 +227,8 @@ def tell(daemon: daemons.Daemon) -> None:
 
 
 def _note_seen(daemons_told: List[daemons.Daemon]) -> None:
-    path = hookfile.target(daemons.libvirt_version())
-    running = daemons.find(daemons.LIBVIRT)
-    lines = [_mark(each, path) for each in running if each in daemons_told or has_seen_hook(each)]
+    there, running = _hook(), daemons.find(daemons.LIBVIRT)
+    lines = [_mark(each, there) for each in running if there and (each in daemons_told or has_seen_hook(each))]
     replace(_seen_file(), ("\n".join(lines) + "\n").encode())
 
 
