@@ -239,6 +239,8 @@ def test_no_plugin(
         ('audit: apparmor="DENIED" operation="open" profile="firefox" name="/x"\n', OK, ""),
         ('audit: apparmor="DENIED" profile="libvirtd" name="/usr/lib/vmguard/x" requested_mask="x"\n', ERROR, "apparmor"),
         ("audit: avc:  denied  { write } for comm=\"sanlock\" scontext=x\n", ERROR, "setsebool"),
+        ("audit: avc:  denied  { write } for comm=\"sanlock\" permissive=0\n", ERROR, "setsebool"),
+        ("audit: avc:  denied  { write } for comm=\"sanlock\" permissive=1\n", WARNING, "setsebool"),
     ],
 )
 def test_denials(here: Host, log: str, severity: Severity, fix: str) -> None:
@@ -250,6 +252,15 @@ def test_denials(here: Host, log: str, severity: Severity, fix: str) -> None:
 
 def test_denials_in_the_log_of_auditd(here: Host) -> None:
     here.file("/var/log/audit/audit.log", 'type=AVC msg=audit(1): avc:  denied  { execute } name="/etc/libvirt/hooks/qemu"\n')
+    assert severities(system.denials(here)) == [ERROR]
+
+
+def test_denials_before_this_boot_are_over(here: Host) -> None:
+    denial = 'avc:  denied  { execute } name="/etc/libvirt/hooks/qemu"\n'
+    here.file("/proc/stat", "cpu 1 2\nbtime 1700000000\n")
+    here.file("/var/log/audit/audit.log", f"type=AVC msg=audit(1699999999.120:4): {denial}")
+    assert severities(system.denials(here)) == [OK]
+    here.file("/var/log/audit/audit.log", f"type=AVC msg=audit(1700000000.120:4): {denial}")
     assert severities(system.denials(here)) == [ERROR]
 
 
