@@ -9,6 +9,8 @@ from typing import Dict, Iterator, List
 
 import pytest
 
+from vmguard.lint import inotify
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -87,7 +89,12 @@ def test_destdir_holds_everything(tmp_path: Path, prefix: str) -> None:
     own = tmp_path / "etc" / "vmguard" / "vmguard.conf"
     own.write_text("[guard]\nmode = audit\n")
     (tmp_path / library[1:] / "vmguard" / "gone.py").write_text("")
+    hook = tmp_path / "etc/libvirt/hooks/qemu.d/50-vmguard"
+    watched = inotify.Folders([str(hook.parent)])
     assert make("install", *arguments).returncode == 0
+    # At no moment is it away, or cannot be run.
+    assert list(watched.changes(0)) == [(str(hook), True)] and hook.stat().st_mode & 0o7777 == 0o755
+    watched.close()
     assert own.read_text() == "[guard]\nmode = audit\n"
     assert not (tmp_path / library[1:] / "vmguard" / "gone.py").exists()
 
