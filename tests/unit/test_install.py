@@ -298,3 +298,18 @@ def test_purge_takes_no_store_of_a_cluster(tmp_path: Path, mounted: str, left: b
     done = subprocess.run(["unshare", "--mount", "sh", "-c", script])
     assert done.returncode == (0 if left else 1)
     assert not (tmp_path / "conf").exists() and (tmp_path / "state").exists() is left
+
+
+@pytest.mark.parametrize("script, library", [
+    ("deb/vmguard.postinst", "/usr/lib/python3/dist-packages"), ("rpm/vmguard.spec", "%{python3_sitelib}"),
+])  # fmt: skip
+def test_the_packages_hook_is_of_the_packages_library(tmp_path: Path, script: str, library: str) -> None:
+    """Python looks below /usr/local first, where an installation from the source may have left another version."""
+    text = (ROOT / "packaging" / script).read_text()
+    (code,) = [line[len("refresh='") : -1] for line in text.splitlines() if line.startswith("refresh='")]
+    assert library in code
+    (tmp_path / "vmguard/setup").mkdir(parents=True)
+    (tmp_path / "vmguard/setup/hookfile.py").write_text("def refresh(): print(__file__)\n")
+    words = ["/usr/bin/python3", "-I", "-c", code.replace(library, str(tmp_path))]
+    done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
+    assert done.stdout == f"{tmp_path}/vmguard/setup/hookfile.py\n"
