@@ -189,6 +189,24 @@ def test_death_in_the_middle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ma
     assert machine.qemu_conf.read_bytes() == QEMU_CONF
 
 
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_the_unit_that_leaves_at_shutdown_is_active(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, by_hand: bool
+) -> None:
+    """Enabled alone it would be so from the next boot on; the shutdown comes before."""
+    active, enabled = set() if by_hand else {"sanlock.service"}, set()
+    monkeypatch.setattr(daemons, "systemd_runs", lambda: True)
+    monkeypatch.setattr(daemons, "unit_is", lambda word, unit: unit in (active if word == "active" else enabled))
+    monkeypatch.setattr(daemons, "enable_unit", enabled.add)
+    monkeypatch.setattr(daemons, "start_unit", active.add)
+    prepare()
+    assert {"vmguard-join.service", "vmguardd.service"} <= enabled
+    assert ("vmguard-join.service" in active) is not by_hand
+    assert steps.plan(steps.Wishes()).changes == []
+    active.discard("vmguard-join.service")
+    assert len(prepare().changes) == (not by_hand)
+
+
 def test_lock_manager_comes_after_its_settings(machine: Machine) -> None:
     files = [change.where for change in steps.plan(steps.Wishes()).changes]
     assert max(i for i, f in enumerate(files) if f == str(machine.plugin_conf)) < files.index(str(machine.qemu_conf))
