@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
     from vmguard.lint.formats import writer
 
     if options.force is not None and not options.force.strip():
-        raise BadRequest("--force wants a reason")
+        raise BadRequest("--force needs a reason", "vmguard define --force 'REASON' FILE")
     if options.file != "-" and not os.path.isfile(options.file):
         raise BadRequest(f"{options.file}: there is no such file")
     libvirt = sources.library()

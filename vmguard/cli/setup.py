@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json and not (args.yes or args.dry_run):
         raise BadRequest("--json cannot ask", "add --yes or --dry-run")
     if args.keep_guests and not args.remove:
-        raise BadRequest("--keep-guests belongs to --remove")
+        raise BadRequest("--keep-guests is for --remove only", "add --remove, or leave it out")
     os.umask(0o022)
     plan = removal.plan(not args.no_restart, args.keep_guests) if args.remove else steps.plan(_wishes(args))
     if not args.json:
