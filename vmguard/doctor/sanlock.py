@@ -103,7 +103,7 @@ def timeouts(look: Look) -> Findings:
     multipath = _queueing(look)
     if multipath == float("inf"):
         says = f"multipath retries for ever without a path; sanlock gives this host up after {limit} s"
-        yield doubtful(says, "in multipath.conf, for the LUN of the store: no_path_retry a number")
+        yield doubtful(says, "set no_path_retry to a number, for the LUN of the store, in multipath.conf")
         return
     if multipath is not None and multipath >= limit:
         found.append((f"multipath retries for {multipath:g} s without a path", multipath))

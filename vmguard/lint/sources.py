@@ -41,7 +41,7 @@ def files(names: Iterable[str], host: str, local: bool, empty: bool = False) -> 
         elif os.path.isdir(name):
             found = list(_below(name))
             if not found and not empty:
-                raise BadRequest(f"{name}: no *.xml is in there")
+                raise BadRequest(f"{name}: there is no *.xml below it", "name a folder with definitions")
             for path in found:
                 yield Origin(path, host, local), _reader(path, folder=True)
         elif os.path.exists(name):
@@ -88,7 +88,7 @@ def everything() -> List[Source]:
             pass
     host = os.uname().nodename
     if not os.path.isdir(DEFINED):
-        raise BadRequest(f"libvirt does not answer, and there is no {DEFINED}")
+        raise BadRequest(f"libvirt does not answer, and there is no {DEFINED}", "start libvirt's daemon, or name files")
     names = sorted(name for name in os.listdir(DEFINED) if name.endswith(".xml"))
     return [(Origin(f"{DEFINED}/{name}", host), _reader(f"{DEFINED}/{name}", folder=True)) for name in names]
 

@@ -49,7 +49,7 @@ class Watch:
         while True:
             change = self._changes.get()
             if change is None:
-                raise BadRequest("changes came faster than they could be read; start it again")
+                raise BadRequest("changes came faster than they could be read, and some are lost", "start it again")
             if change.xml is not None:
                 return self.standing.defined(change.xml, change.origin)
             self.standing.gone(change.origin.source)
