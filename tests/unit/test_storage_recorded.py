@@ -191,6 +191,40 @@ def test_local_kinds():
     assert one("local", "/dev/bcache0").identity.startswith("dev:")
 
 
+def recorded(name, parent="/sys/devices/virtual", bus=""):
+    """A host with one block device of that name more."""
+    with open(os.path.join(HOSTS, "local.json"), encoding="utf-8") as file:
+        record = json.load(file)
+    sys = f"{parent}/block/{name}"
+    record["stat"]["/dev/added"] = {"type": "block", "rdev": "240:0"}
+    record["links"]["/sys/dev/block/240:0"] = sys
+    record["files"][sys + "/dev"] = "240:0"
+    if bus:
+        record["links"][sys + "/device"] = parent
+        record["links"][parent + "/subsystem"] = "/sys/bus/" + bus
+        record["directories"]["/sys/bus/" + bus] = []
+    return RecordedFacts(record)
+
+
+@pytest.mark.parametrize("name", ["etherd!e1.2", "ublkb0", "scinia", "emcpowera", "rnbd0"])
+def test_a_kind_that_is_not_known_may_be_everyones(name):
+    (storage,) = resolve(HostPath("/dev/added"), recorded(name))
+    assert storage.not_writable
+
+
+@pytest.mark.parametrize(
+    "added",
+    [
+        pytest.param(("zd16",), id="zvol"),
+        pytest.param(("fioa", "/sys/devices/pci0000:00/0000:00:1c.0", "pci"), id="card"),
+        pytest.param(("ram0",), id="memory"),
+    ],
+)
+def test_what_this_host_alone_has_is_written(added):
+    (storage,) = resolve(HostPath("/dev/added"), recorded(*added))
+    assert storage.identity.startswith("dev:") and not storage.not_writable and not storage.others_see_it
+
+
 @pytest.mark.parametrize("path", ["/dev/drbd1", "/dev/nbd1"])
 def test_what_the_kernel_does_not_tell(path):
     with pytest.raises(Unresolvable):
