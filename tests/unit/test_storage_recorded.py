@@ -173,6 +173,25 @@ def test_nvme_by_device_pci_address_and_generic_node():
     assert identities(unbound.under) == identities(resolve(PciDevice("0000:03:00.0"), facts("local")))
 
 
+def with_character(name, number):
+    """A host with one character device more."""
+    with open(os.path.join(HOSTS, "local.json"), encoding="utf-8") as file:
+        record = json.load(file)
+    sys = f"/sys/devices/added/{name}"
+    record["stat"]["/dev/added"] = {"type": "character", "rdev": number}
+    record["links"][f"/sys/dev/char/{number}"] = sys
+    record["files"][sys + "/dev"] = number
+    return RecordedFacts(record)
+
+
+def test_persistent_memory_is_storage():
+    """A device of it, which an NVDIMM of a guest has by its path, is a character device."""
+    (first,) = resolve(HostPath("/dev/added"), with_character("dax0.0", "252:0"))
+    (second,) = resolve(HostPath("/dev/added"), with_character("dax0.1", "252:1"))
+    assert first.identity != second.identity and not first.not_writable
+    assert resolve(HostPath("/dev/added"), with_character("ttyS0", "4:64")) == ()
+
+
 def test_pci_device_without_storage():
     assert resolve(PciDevice("0000:05:00.0"), facts("local")) == ()
     with pytest.raises(Unresolvable):

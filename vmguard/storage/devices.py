@@ -76,10 +76,16 @@ def usb(host: Host, device: UsbDevice) -> Tuple[Storage, ...]:
 
 
 def character(host: Host, device: Devno, path: str) -> Tuple[Storage, ...]:
-    """The disks that a character device gives access to (sg, NVMe generic and controller); none for all others."""
+    """
+    The disks that a character device gives access to (sg, NVMe generic and controller), or memory that lasts; none for all
+    others.
+    """
     sys = host.target(f"/sys/dev/char/{device[0]}:{device[1]}") or ""
     name = sys.rpartition("/")[2]
     names: Tuple[str, ...] = ()
+    if re.fullmatch(r"dax\d+\.\d+", name):
+        reasons = ("persistent memory of this host",)
+        return (Storage(f"dev:{host.machine_key()}/{name}", path, "dax", reasons=reasons),)
     if re.fullmatch(r"(?:sg\d+|\d+:\d+:\d+:\d+)", name):  # sg, bsg
         parent = host.target(sys + "/device") or ""
         names = host.names(parent + "/block")
