@@ -192,6 +192,11 @@ def test_persistent_memory_is_storage():
     assert resolve(HostPath("/dev/added"), with_character("ttyS0", "4:64")) == ()
 
 
+def test_a_raw_device_is_a_disk_that_is_not_known():
+    with pytest.raises(Unresolvable):
+        resolve(HostPath("/dev/added"), with_character("raw1", "162:1"))
+
+
 def test_pci_device_without_storage():
     assert resolve(PciDevice("0000:05:00.0"), facts("local")) == ()
     with pytest.raises(Unresolvable):

@@ -86,6 +86,8 @@ def character(host: Host, device: Devno, path: str) -> Tuple[Storage, ...]:
     if re.fullmatch(r"dax\d+\.\d+", name):
         reasons = ("persistent memory of this host",)
         return (Storage(f"dev:{host.machine_key()}/{name}", path, "dax", reasons=reasons),)
+    if re.fullmatch(r"raw\d+", name):  # until kernel 5.14
+        raise Unresolvable(path, "the kernel does not say which block device this raw device is bound to: name that one")
     if re.fullmatch(r"(?:sg\d+|\d+:\d+:\d+:\d+)", name):  # sg, bsg
         parent = host.target(sys + "/device") or ""
         names = host.names(parent + "/block")
