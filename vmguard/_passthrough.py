@@ -14,6 +14,8 @@ def hostdev(device: Element, order: int, found: Found) -> None:
     kind, source = device.get("type"), device.first("source")
     if (device.get("mode") or "subsystem") != "subsystem":
         found.puzzle(what, f"its mode '{device.get('mode')}' is not known to QEMU guests", device.line)
+    elif kind == "mdev" and device.get("model") == "vfio-ccw":
+        found.puzzle(what, "which disk the channel device is cannot be seen", device.line)
     elif kind == "mdev":
         found.remark(what, "a mediated device is taken for no storage", device.line)
     elif source is None:

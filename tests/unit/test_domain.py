@@ -430,7 +430,7 @@ def test_a_commit_writes_the_backing_file():
         pytest.param("<rng model='virtio'><backend model='random'>/dev/urandom</backend></rng>", id="urandom"),
         pytest.param("<tpm><backend type='passthrough'><device path='/dev/tpm0'/></backend></tpm>", id="tpm"),
         pytest.param("<input type='evdev'><source dev='/dev/input/event1'/></input>", id="evdev"),
-        pytest.param("<hostdev type='mdev'><source><address uuid='x'/></source></hostdev>", id="mdev"),
+        pytest.param("<hostdev type='mdev' model='vfio-pci'><source><address uuid='x'/></source></hostdev>", id="mdev"),
         pytest.param("<shmem name='s'/>", id="shmem"),
         pytest.param(
             "<controller type='scsi'/><memballoon model='virtio'/><video/><sound model='ich9'/>", id="harmless"
@@ -459,6 +459,11 @@ def test_no_storage(device):
         ),
         pytest.param("<hostdev type='pci'/>", "hostdev 0", id="no-source"),
         pytest.param("<hostdev type='scsi_host'><source wwpn='naa.5'/></hostdev>", "hostdev 0", id="vhost-scsi"),
+        pytest.param(
+            "<hostdev type='mdev' model='vfio-ccw'><source><address uuid='x'/></source></hostdev>",
+            "hostdev 0",
+            id="channel-device",
+        ),
         pytest.param("<hostdev type='scsi'><source/></hostdev>", "hostdev 0", id="bad-scsi"),
         pytest.param("<hostdev type='usb'><source/></hostdev>", "hostdev 0", id="bad-usb"),
         pytest.param("<hostdev type='warp'><source/></hostdev>", "hostdev 0", id="unknown-hostdev"),

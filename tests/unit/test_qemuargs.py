@@ -323,6 +323,7 @@ def test_arguments(words, expected):
         ("-device", "vhost-scsi-pci,wwpn=naa.5"),
         ("-device", "vhost-user-blk-pci,chardev=c"),
         ("-device", "vhost-vdpa-device,vhostdev=/dev/vhost-vdpa-0"),
+        ("-device", "vfio-ccw,sysfsdev=/sys/bus/mdev/devices/x"),
         ("-device", "vfio-pci,host=x"),
         ("-device", "usb-host,hostport=1"),
         ("-device", "warp,file=/a"),
