@@ -324,6 +324,7 @@ def test_arguments(words, expected):
         ("-device", "vhost-user-blk-pci,chardev=c"),
         ("-device", "vhost-vdpa-device,vhostdev=/dev/vhost-vdpa-0"),
         ("-device", "vfio-ccw,sysfsdev=/sys/bus/mdev/devices/x"),
+        ("-device", '{"driver":"vfio-user-pci","socket":{"type":"unix","path":"/s"}}'),
         ("-device", "vfio-pci,host=x"),
         ("-device", "usb-host,hostport=1"),
         ("-device", "warp,file=/a"),
