@@ -311,6 +311,23 @@ def test_bind_mount_of_an_export_is_the_export():
     assert one("filesystems", "/alias/a.img").identity == one("filesystems", "/srv/nfs/a.img").identity
 
 
+@pytest.mark.parametrize("option, served", [("crossmnt", True), ("nocrossmnt", False)])
+def test_what_is_mounted_below_an_export_is_exported_with_it(option, served):
+    with open(os.path.join(HOSTS, "filesystems.json"), encoding="utf-8") as file:
+        record = json.load(file)
+    record["files"]["/run/udev/data/b254:1"] = "E:ID_FS_UUID=22222222-2222-3333-4444-555555555555\n"
+    record["files"]["/var/lib/nfs/etab"] = f"/srv\t192.0.2.0/24(rw,sync,{option},secure)\n"
+    for number, point in (("90", "/srv/images"), ("91", "/elsewhere")):
+        record["files"]["/proc/self/mountinfo"] += f"{number} 27 254:1 / {point} rw - ext4 /dev/vdb1 rw\n"
+        record["stat"][point + "/a.img"] = {
+            "type": "file", "device": "254:1", "inode": 7, "mount": int(number), "size": 1,
+        }  # fmt: skip
+    record["stat"]["/srv"] = {"type": "directory", "device": "8:2", "inode": 2, "mount": 27}
+    for path in ("/srv/images/a.img", "/elsewhere/a.img"):
+        (storage,) = resolve(HostPath(path), RecordedFacts(record))
+        assert ("serves /srv by NFS" in (storage.not_writable or "")) is served, storage
+
+
 @pytest.mark.parametrize("path", ["/nfs0/a.img", "/auto/a.img", "/nothing", "relative", "", "/a\0b", "/" + "x" * 5000])
 def test_unresolvable(path):
     with pytest.raises(Unresolvable) as caught:
