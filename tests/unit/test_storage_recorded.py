@@ -302,6 +302,16 @@ def test_gluster_mounted_and_by_qemu():
     assert volume.identity in one("filesystems", "/gl/dir/a.img").also
 
 
+@pytest.mark.parametrize("source", ["gl2:vol1", "gl2:/vol1", "[2001:db8::2]:/vol1", "2001:db8::2:/vol1", "2001:db8::2:vol1"])
+def test_a_gluster_volume_is_one_by_all_servers(source):
+    with open(os.path.join(HOSTS, "filesystems.json"), encoding="utf-8") as file:
+        record = json.load(file)
+    record["files"]["/proc/self/mountinfo"] = record["files"]["/proc/self/mountinfo"].replace("gl1:/vol1", source)
+    (storage,) = resolve(HostPath("/gl/dir/a.img"), RecordedFacts(record))
+    known = one("filesystems", "/gl/dir/a.img")
+    assert (storage.identity, storage.also) == (known.identity, known.also)
+
+
 @pytest.mark.parametrize("path", ["oldceph", "host", "ntfs", "ssh", "zpool", "srv/nfs", "alias"])
 def test_files_that_cannot_be_guarded(path):
     assert one("filesystems", f"/{path}/a.img").not_writable
