@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from vmguard.domain import HostPath, NetworkVolume, NvmeNamespace, PciDevice, PoolVolume, ScsiUnit
+from vmguard.domain import HostPath, NetworkVolume, NvmeNamespace, PciDevice, PoolVolume, ScsiUnit, UsbDevice
 from vmguard.errors import Unresolvable
 from vmguard.storage import describe, resolve
 from vmguard.storage.recorded import RecordedFacts
@@ -201,6 +201,13 @@ def test_pci_device_without_storage():
     assert resolve(PciDevice("0000:05:00.0"), facts("local")) == ()
     with pytest.raises(Unresolvable):
         resolve(PciDevice("0000:06:00.0"), facts("local"))
+
+
+def test_a_usb_device_that_is_not_plugged_in_is_missing():
+    """libvirt leaves it out of the guest, if the definition says that it is optional."""
+    with pytest.raises(Unresolvable) as caught:
+        resolve(UsbDevice(vendor="0x1234", product="0x5678"), facts("local"))
+    assert caught.value.missing
 
 
 def test_local_kinds():

@@ -70,7 +70,9 @@ def usb(host: Host, device: UsbDevice) -> Tuple[Storage, ...]:
             found += _below(host, host.realpath(base))
     if not seen:
         raise Unresolvable(
-            f"usb {device.bus}:{device.device} {device.vendor}:{device.product}", "no such USB device is plugged in"
+            f"usb {device.bus}:{device.device} {device.vendor}:{device.product}",
+            "no such USB device is plugged in",
+            missing=True,
         )
     return tuple(dict.fromkeys(found))
 
