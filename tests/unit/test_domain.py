@@ -76,6 +76,20 @@ PCI = "<address domain='0x0001' bus='0x02' slot='0x1f' function='0x7'/>"
             disk("<source file='/a'/>", more="<transient/>"), "disk vda", HostPath("/a"), WRITE, id="transient"
         ),
         pytest.param(
+            disk("<source file='/a'/>", more="<transient shareBacking='yes'/>"),
+            "disk vda",
+            HostPath("/a"),
+            READ,
+            id="base-of-transient-disks",
+        ),
+        pytest.param(
+            disk("<source file='/a.TRANSIENT-web1'/>", more="<transient shareBacking='yes'/>"),
+            "disk vda",
+            HostPath("/a.TRANSIENT-web1"),
+            WRITE,
+            id="overlay-of-a-transient-disk",
+        ),
+        pytest.param(
             disk("<source file='/a'/>", more="<shareable/><readonly/>"), "disk vda", HostPath("/a"), READ, id="both"
         ),
         pytest.param(
