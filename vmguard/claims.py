@@ -227,7 +227,8 @@ class _Collection:
             self._direct[claim.identity] = direct
             return
         same_place = self._roots[claim.identity] == root and self._direct[claim.identity] == direct
-        if Mode.EXCLUSIVE in (known.mode, claim.mode) and not (same_place and known.mode is claim.mode):
+        # Of one place the XML may say more than the image's header: a backing file that a commit writes.
+        if Mode.EXCLUSIVE in (known.mode, claim.mode) and not (same_place and known.mode is Mode.EXCLUSIVE):
             raise NamedTwice(known, claim)
         if claim.mode is Mode.HOST and known.mode is Mode.SHARED:
             self.claims[claim.identity] = claim  # this host alone, which includes being one of its readers

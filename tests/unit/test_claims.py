@@ -9,7 +9,7 @@ from vmguard import claims
 from vmguard.claims import Mode, late_needs, needs_of
 from vmguard.domain import Access, Domain, HostPath, NotUnderstood, Use
 from vmguard.errors import BadDomain, NamedTwice, Unguardable, Unresolvable, UsedByHost
-from vmguard.storage import Storage
+from vmguard.storage import Layer, Storage
 
 DISK = Storage("lun:disk", "/dev/sda", "lun", others_see_it=True)
 PV = Storage("part:lun:disk/1", "/dev/sda1", "partition", under=(DISK,))
@@ -115,6 +115,15 @@ def test_what_the_xml_and_the_header_both_say_is_said_once() -> None:
     """A data file stands in the live XML and in the image's header."""
     data = use("/base.img", Access.WRITE, "disk vda, data file 1")
     assert modes(use("/a.img", backing=(data, data)))["file:fs/2"] is Mode.EXCLUSIVE
+
+
+def test_a_backing_file_that_a_commit_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The live XML says that it is written; by the header of the image above it is a backing file like any other."""
+    base = Layer(HostPath("/base.img"), "raw", "backing", "/base.img")
+    monkeypatch.setattr(claims, "chain", lambda path, format, facts: (base,))
+    written = use("/base.img", Access.WRITE, "disk vda, backing file 1")
+    found = modes(use("/a.img", format="qcow2", backing=(written,)))
+    assert found["file:fs/1"] is found["file:fs/2"] is Mode.EXCLUSIVE
 
 
 def test_refusals_name_the_place() -> None:
