@@ -173,7 +173,9 @@ class _Collection:
         writes = use.access is not Access.READ
         path = path_of(use.location)
         # First what can be named instead: a layer of LVM's is in use by the volume above it, too.
-        if writes and storage.not_writable:
+        # A directory that is shared keeps nobody out: its name need not be the same everywhere.
+        keeps_out = use.access is Access.WRITE or storage.kind != "directory"
+        if writes and keeps_out and storage.not_writable:
             raise Unguardable(use.what, path, storage.not_writable, storage.instead)
         if writes and storage.used_by_host:
             raise UsedByHost(use.what, path, storage.used_by_host)

@@ -26,6 +26,8 @@ WORLD: Dict[str, Tuple[Storage, ...]] = {
     "/dev/sdc": (Storage("lun:c", "/dev/sdc", "lun", used_by_host="mounted on /srv"),),
     "/dev/rbd0": (Storage("rbd:p/i", "/dev/rbd0", "rbd", also=("dev:x/rbd0",)),),
     "/dev/null": (),
+    "/srv/": (Storage("file:host-boot/7", "/srv/", "directory", not_writable="this host serves it by NFS"),),
+    "/srv/a.img": (Storage("file:host-boot/8", "/srv/a.img", "file", not_writable="this host serves it by NFS"),),
 }
 
 
@@ -141,6 +143,13 @@ def test_refusals_name_the_place() -> None:
 @pytest.mark.parametrize("path", ["/dev/sdb", "/dev/sdc"])
 def test_reading_them_is_no_danger(path: str) -> None:
     needs_of(domain(use(path, Access.READ)), FACTS)
+
+
+def test_a_directory_that_guests_share_needs_no_name_that_all_hosts_know() -> None:
+    assert modes(use("/srv/", Access.SHARE, "filesystem 0"))["file:host-boot/7"] is Mode.SHARED
+    for path, access in (("/srv/", Access.WRITE), ("/srv/a.img", Access.SHARE)):
+        with pytest.raises(Unguardable):
+            needs_of(domain(use(path, access)), FACTS)
 
 
 def test_what_does_not_exist_yet_is_late() -> None:
