@@ -40,7 +40,8 @@ def read_disk(disk: Element, order: int, found: Found) -> None:
     what = f"disk {name}"
     device = disk.get("device") or "disk"
     source = disk.first("source")
-    if device == "cdrom" or disk.first("readonly") is not None:
+    readonly = disk.first("readonly") is not None and not (device == "lun" and found.rawio)
+    if device == "cdrom" or readonly:
         access = Access.READ
     elif disk.first("shareable") is not None:
         access = Access.SHARE

@@ -64,7 +64,7 @@ def _usb(source: Element, what: str, found: Found) -> None:
 
 
 def _scsi(device: Element, source: Element, what: str, found: Found) -> None:
-    if device.first("readonly") is not None:
+    if device.first("readonly") is not None and not found.rawio:
         access = Access.READ
     else:
         access = Access.SHARE if device.first("shareable") is not None else Access.WRITE

@@ -520,6 +520,23 @@ def test_pipe_may_be_any_of_three():
     assert all(use.access is WRITE and use.may_be_missing for use in found.values())
 
 
+@pytest.mark.parametrize(
+    "device",
+    [
+        disk("<source dev='/dev/sda'/>", "type='block' device='lun'", more="<readonly/>"),
+        "<hostdev type='scsi'><source><adapter name='scsi_host0'/><address bus='0' target='0' unit='0'/></source>"
+        "<readonly/></hostdev>",
+    ],
+    ids=["lun", "hostdev"],
+)
+def test_a_unit_is_written_by_whoever_sends_it_any_command(device):
+    raw = "<hostdev type='scsi' rawio='yes'><source protocol='iscsi' name='iqn.x/1'/></hostdev>"
+    assert only(device).access is READ
+    assert {use.access for use in uses(device + raw).values()} == {WRITE}
+    (image, _) = uses(disk("<source file='/a'/>", more="<readonly/>") + raw).values()
+    assert image.access is READ
+
+
 @pytest.mark.parametrize("policy, missing", [("optional", True), ("requisite", True), ("mandatory", False)])
 def test_startup_policy(policy, missing):
     use = only(disk(f"<source file='/a' startupPolicy='{policy}'/>", "type='file' device='cdrom'"))
