@@ -154,6 +154,11 @@ def test_iscsi_by_kernel_qemu_unit_and_pool():
     assert one("iscsi", PoolVolume("san", "unit:0:0:3", "direct")).identity in kernel.also
 
 
+def test_a_unit_whose_number_is_none():
+    with pytest.raises(Unresolvable):
+        resolve(PoolVolume("san", "unit:0:0:\u00b3", "direct"), facts("iscsi"))
+
+
 def test_shared_disk_without_identity():
     with pytest.raises(Unresolvable):
         resolve(HostPath("/dev/sdr"), facts("iscsi"))

@@ -196,7 +196,7 @@ def _drbd_names(host: Host, device: Devno) -> Iterable[Tuple[str, str]]:
     for resource in host.names(base):
         for volume in host.names(f"{base}/{resource}"):
             there = host.lookup(f"{base}/{resource}/{volume}")
-            if there and there.rdev == device and volume.isdigit():
+            if there and there.rdev == device and volume.isdecimal():
                 yield resource, volume
 
 

@@ -159,7 +159,7 @@ def _options(options: Dict[str, Any], directory: str, name: str, depth: int) -> 
 def _volume(driver: str, options: Dict[str, Any], name: str) -> Location:
     if driver == "nvme":
         number = _text(options, "namespace")
-        if number.isdigit():
+        if number.isdecimal():
             return NvmeNamespace(_text(options, "device"), int(number))
     hosts = _servers(options)
     if driver == "rbd":
