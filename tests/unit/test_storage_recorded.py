@@ -362,6 +362,13 @@ def test_layers_beneath_a_cluster_file():
     assert volume.kind == "lvm" and identities(volume.under) == {LUN + "01"}
 
 
+@pytest.mark.parametrize("volume", [NetworkVolume("rbd", "p/\ud800"), NetworkVolume("nbd", "e", ("\udc00:1",))])
+def test_network_names_that_are_no_text(volume):
+    """As options in JSON may have them."""
+    with pytest.raises(Unresolvable):
+        resolve(volume, facts("local"))
+
+
 @pytest.mark.parametrize(
     "volume",
     [
