@@ -159,6 +159,25 @@ def test_a_unit_whose_number_is_none():
         resolve(PoolVolume("san", "unit:0:0:\u00b3", "direct"), facts("iscsi"))
 
 
+@pytest.mark.parametrize("ports", [0x10, 0x30, 0])
+def test_a_unit_of_an_array_by_sas(ports):
+    """The adapter is one for disks of this machine alone, most often."""
+    with open(os.path.join(HOSTS, "local.json"), encoding="utf-8") as file:
+        record = json.load(file)
+    unit = "/sys/devices/pci0000:00/0000:00:05.0/host4/port-4:0/end_device-4:0/target4:0:0/4:0:0:1"
+    record["stat"]["/dev/added"] = {"type": "block", "rdev": "8:48"}
+    record["links"]["/sys/dev/block/8:48"] = unit + "/block/sdd"
+    record["links"][unit + "/block/sdd/device"] = unit
+    record["links"][unit + "/subsystem"] = "/sys/bus/scsi"
+    record["files"][unit + "/block/sdd/dev"] = "8:48"
+    record["files"]["/sys/class/scsi_host/host4/proc_name"] = "mpt3sas"
+    record["files"][unit + "/wwid"] = "naa.600c0ff000123456789abcdef0000001"
+    record["files"][unit + "/inquiry"] = {"hex": f"000006125b{ports | 1:02x}1002"}
+    (storage,) = resolve(HostPath("/dev/added"), RecordedFacts(record))
+    assert storage.identity == "lun:naa.600c0ff000123456789abcdef0000001"
+    assert storage.others_see_it is bool(ports)
+
+
 def test_shared_disk_without_identity():
     with pytest.raises(Unresolvable):
         resolve(HostPath("/dev/sdr"), facts("iscsi"))
