@@ -71,6 +71,7 @@ def net(protocol, name, *hosts, access=WRITE, form="auto"):
         ('file=json:{"driver":"qcow2",,"file":{"driver":"file",,"filename":"/a"}}', path("/a", form="qcow2")),
         ('file=json:{"driver":"raw",,"file.driver":"file",,"file.filename":"/a"}', path("/a", form=None)),
         ("file=rbd:pool/image:id=admin:mon_host=m", net("rbd", "pool/image")),
+        (r"file=rbd:pool/a\:b:id=admin", net("rbd", "pool/a:b")),
         ("file=nbd:host:10809:exportname=e", net("nbd", "e", "host:10809")),
         ("file=nbd:unix:/s:exportname=e", net("nbd", "e", "unix:/s")),
         ("file=nbd://host:10809/e", net("nbd", "e", "host:10809")),
