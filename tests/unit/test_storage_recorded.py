@@ -197,6 +197,28 @@ def test_nvme_by_device_pci_address_and_generic_node():
     assert identities(unbound.under) == identities(resolve(PciDevice("0000:03:00.0"), facts("local")))
 
 
+def test_a_namespace_is_taken_with_its_controller():
+    """libvirt unbinds the host's driver from the controller: what else is on it is gone for the host."""
+    with open(os.path.join(HOSTS, "local.json"), encoding="utf-8") as file:
+        record = json.load(file)
+    for table in (record["files"], record["links"]):
+        second = {
+            name.replace("n1", "n2"): text.replace("n1", "n2").replace("259:0", "259:1").replace("0f3a", "0f3b")
+            for name, text in table.items()
+            if isinstance(text, str) and ("nvme0n1" in name or "nvme0c0n1" in name)
+        }
+        table.update(second)
+    for name in ("nvme0n2", "nvme0c0n2"):
+        for there in [path for path in record["files"] if f"/{name}/nsid" in path]:
+            record["files"][there] = "2\n"
+    record["links"]["/sys/dev/block/259:1"] = record["links"]["/sys/class/block/nvme0n2"]
+    disk = NvmeNamespace("0000:02:00.0", 1)
+    assert resolve(disk, RecordedFacts(record))[0].used_by_host is None
+    record["files"]["/proc/self/mountinfo"] += "99 27 259:1 / /home rw - xfs /dev/nvme0n2 rw\n"
+    (storage,) = resolve(disk, RecordedFacts(record))
+    assert storage.used_by_host == "/dev/nvme0n2, beside it, is mounted on /home"
+
+
 def with_character(name, number):
     """A host with one character device more."""
     with open(os.path.join(HOSTS, "local.json"), encoding="utf-8") as file:

@@ -40,7 +40,12 @@ def nvme(host: Host, disk: NvmeNamespace) -> Storage:
             continue
         number = host.devno(f"/sys/class/block/{_head(name)}")
         storage = block.resolve(host, number, path) if number else disks.nvme(host, there)._replace(path=path)
-        return storage._replace(also=(*storage.also, identity), under=(*storage.under, controller))
+        # QEMU takes the whole controller away from the host.
+        beside = (one for one in _below(host, sys) if one.used_by_host)
+        used = storage.used_by_host or next((f"{one.path}, beside it, is {one.used_by_host}" for one in beside), None)
+        return storage._replace(
+            also=(*storage.also, identity), under=(*storage.under, controller), used_by_host=used
+        )
     reasons = ("the host's nvme driver does not have the controller, so only its address is known",)
     return Storage(identity, path, "nvme", under=(controller,), reasons=reasons)
 
