@@ -114,6 +114,21 @@ def test_volume_whose_partition_is_mounted():
     assert part.used_by_host == "mounted on /srv/guest"
 
 
+def test_disk_of_a_mounted_bcachefs():
+    """Neither mountinfo nor a directory of the filesystem's has the number or the name of its devices."""
+    with open(os.path.join(HOSTS, "local.json"), encoding="utf-8") as file:
+        record = json.load(file)
+    disk = record["links"]["/sys/class/block/sdc"]
+    for name in ("bcache0", "dm-0", "dm-1", "drbd0"):
+        record["links"].pop(f"{disk}/holders/{name}", None)
+    assert resolve(HostPath("/dev/sdc"), RecordedFacts(record))[0].used_by_host is None
+    record["links"][disk + "/bcachefs"] = "/sys/fs/bcachefs/3fb1a5d2-90c4-e6b7-12ab-34cd56ef7890/dev-0"
+    record["files"]["/sys/fs/bcachefs/3fb1a5d2-90c4-e6b7-12ab-34cd56ef7890/dev-0/label"] = "a"
+    record["files"]["/proc/self/mountinfo"] += "98 27 0:60 / /b rw - bcachefs /dev/sdc rw\n"
+    (storage,) = resolve(HostPath("/dev/sdc"), RecordedFacts(record))
+    assert storage.used_by_host == "a device of a mounted bcachefs"
+
+
 def test_disk_with_an_active_volume_group():
     assert "active logical volume data/" in one("lvm", "/dev/sdb").used_by_host
 
