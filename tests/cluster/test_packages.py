@@ -56,6 +56,8 @@ def installed(node: Node, debs: List[Path]) -> None:
 def files(node: Node) -> Set[str]:
     """What lies on the node's own disk, but for what others write as they run."""
     left_out = "/proc /sys /run /dev /tmp /root /srv /var/log /var/cache"
+    # The definitions of guests are not vmguard's, nor is what LVM keeps of its own.
+    left_out += " /etc/libvirt/qemu /etc/lvm"
     left_out += " /var/lib/dpkg /var/lib/apt /var/lib/libvirt /var/lib/systemd"
     pruned = " -o ".join(f"-path {path}" for path in left_out.split())
     found = node.shell(f"find / -xdev \\( {pruned} \\) -prune -o -print", within=120).out.split("\n")
