@@ -118,6 +118,15 @@ def test_one_path_on_two_hosts_is_a_warning(guests: Path, capsys: pytest.Capture
     assert judged(capsys, "--offline", "--inventory", guests)[0] == 1
 
 
+@pytest.mark.timeout(30)
+def test_many_comments_before_a_definition(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    head = "<?xml version='1.0'?>\n" + "<!-- a line of a licence -->\n" * 60
+    (tmp_path / "web.xml").write_text(head + domain("web", disk("/srv/a.img")))
+    (tmp_path / "network.xml").write_text("\ufeff" + head + "<network><name>a domain's</name></network>")
+    status, document = judged(capsys, "--offline", tmp_path / "web.xml", tmp_path / "network.xml")
+    assert (status, document["summary"]["definitions"]) == (0, 1)
+
+
 def test_nothing_to_judge(tmp_path: Path) -> None:
     assert main(["lint"]) == 2
     assert main(["lint", str(tmp_path)]) == 2

@@ -20,11 +20,13 @@ DEFINED = "/etc/libvirt/qemu"
 
 # Beside definitions of domains, folders have networks, pools, and whatever else.
 _DOMAIN = re.compile(rb"<\s*(?:domain|domstatus)[\s>]")
+# What may stand before the root element: a byte order mark, the declaration, comments. One at a time: in one pattern for all
+# of them, each way to divide the comments would be tried.
+_ASIDE = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<\?.*?\?>|<!--.*?-->)", re.DOTALL)
 # What else libvirt has in XML, and may be meant by *.xml.
 _OTHERS = re.compile(
-    rb"\s*(?:<\?[^>]*>\s*|<!--.*?-->\s*)*<(?:network|networkport|pool|poolstate|volume|nwfilter|filter|filterbinding|secret"
-    rb"|interface|device|domainsnapshot|domaincheckpoint|domainbackup|capabilities|domainCapabilities|cpu)[\s>]",
-    re.DOTALL,
+    rb"(?:\xef\xbb\xbf)?\s*<(?:network|networkport|pool|poolstate|volume|nwfilter|filter|filterbinding|secret"
+    rb"|interface|device|domainsnapshot|domaincheckpoint|domainbackup|capabilities|domainCapabilities|cpu)[\s>]"
 )
 
 
@@ -151,7 +153,7 @@ def read_one(path: str, folder: bool = True) -> Optional[bytes]:
     """
     with open(path, "rb") as file:
         data = file.read(MAX_BYTES + 1)
-    return None if (folder and not _is_domain(data)) or _OTHERS.match(data) else data
+    return None if (folder and not _is_domain(data)) or _is_other(data) else data
 
 
 def _reader(path: str, folder: bool) -> Reader:
@@ -162,3 +164,12 @@ def _is_domain(data: bytes) -> bool:
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return True  # UTF-16: the parser will tell
     return _DOMAIN.search(data) is not None
+
+
+def _is_other(data: bytes) -> bool:
+    at = 0
+    aside = _ASIDE.match(data)
+    while aside is not None:
+        at = aside.end()
+        aside = _ASIDE.match(data, at)
+    return _OTHERS.match(data, at) is not None
