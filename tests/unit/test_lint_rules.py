@@ -5,7 +5,7 @@ import os
 import re
 import struct
 import subprocess
-from typing import Any, Callable, Dict, List, NamedTuple, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Tuple, Union
 
 import pytest
 from linting import MODULES, disk, domain, found, recorded, report
@@ -63,7 +63,7 @@ def allow(rule: str, reason: str = "", target: str = "vda") -> str:
     )
 
 
-def lease(key: str, path: str, offset: int = 0, space: str = "cluster") -> str:
+def lease(key: str, path: str, offset: Union[int, str] = 0, space: str = "cluster") -> str:
     return (
         f"    <lease>\n      <lockspace>{space}</lockspace>\n      <key>{key}</key>\n"
         f"      <target path='{path}' offset='{offset}'/>\n    </lease>\n"
@@ -342,6 +342,11 @@ def test_it_says_where_and_what_to_do(code: str, names: Dict[str, str]) -> None:
             marked = finding.place.text[finding.place.column - 1 : finding.place.end - 1]
             tag = finding.place.element.rpartition("/")[2].partition("[")[0]
             assert re.match(rf"<(\w+:)?{tag}\b", marked), finding
+
+
+@pytest.mark.parametrize("offset", [str(1 << 80), str(1 << 63), "1" * 5000], ids=["huge", "one-too-many", "thousands-of-digits"])
+def test_a_lease_beyond_the_end_of_every_file(offset: str, names: Dict[str, str]) -> None:
+    assert "VMG502 web1 lease web1" in found(web(lease("web1", names["leases"], offset)))
 
 
 def test_lvs_is_read() -> None:

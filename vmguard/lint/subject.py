@@ -102,9 +102,15 @@ class Subject(Definition):
                     space.text.strip() if space is not None else "",
                     text,
                     (target.get("path") or "") if target is not None else "",
-                    int(offset) if offset.isascii() and offset.isdigit() else -1,
+                    _offset(offset),
                     self.place(target.line if target is not None else lease.line),
                 )
+
+
+def _offset(text: str) -> int:
+    """-1 for what is none, or lies beyond the end of every file."""
+    number = int(text) if text.isascii() and text.isdigit() and len(text) < 20 else -1
+    return number if number < 1 << 63 else -1
 
 
 def _twice(one: Subject, looked: Looked) -> Iterator[Twice]:
