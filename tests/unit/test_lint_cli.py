@@ -90,6 +90,13 @@ def test_what_cannot_be_found_out_is_no_finding_and_no_pass(tmp_path: Path, caps
         assert judged(capsys, path)[0] == 3
 
 
+@pytest.mark.parametrize("words", [["--rules", "VMG4"], ["--ignore", "VMG001"]], ids=["rules", "ignore"])
+def test_what_cannot_be_read_passes_no_rule(words: List[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "web.xml").write_text("<domain>")
+    status, document = judged(capsys, "--offline", *words, tmp_path)
+    assert status == 3 and [one["rule"] for one in document["findings"]] == ["VMG001"]
+
+
 def test_a_folder_is_judged_whole(guests: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """web1 on two hosts is one guest; the network is none."""
     status, document = judged(capsys, "--inventory", guests)

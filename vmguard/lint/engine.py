@@ -16,6 +16,7 @@ from typing import Callable, Dict, Iterable, Iterator, List, NamedTuple, Optiona
 from vmguard.lint.document import Allow, Origin
 from vmguard.lint.doubles import Guest
 from vmguard.lint.findings import Finding, Needs, Place, Rule, Severity
+from vmguard.lint.rules import vmg001_unreadable_domain as unreadable
 from vmguard.lint.site import Site
 from vmguard.lint.sources import Reader, Source
 from vmguard.lint.subject import Meeting, Subject
@@ -80,11 +81,13 @@ class Report(NamedTuple):
 def judge(xml: bytes, origin: Origin, site: Site, modules: Dict[str, ModuleType]) -> Judged:
     """One definition by itself: with it go all rules that have a `check`."""
     one = Subject(xml, origin, site)
+    if one.domain is None:
+        # Whatever rules are asked for: it passes none of them.
+        unread = tuple(_signed(finding, origin, "") for finding in unreadable.check(one, site))
+        return Judged(origin, None, unread, (), (), 0)
     findings: List[Finding] = []
     skipped: List[Tuple[str, str]] = []
     for code, module in modules.items():
-        if one.domain is None and code != "VMG001":
-            continue
         why = _not_for(module, one, site)
         if why:
             skipped.append((code, why))
@@ -92,8 +95,6 @@ def judge(xml: bytes, origin: Origin, site: Site, modules: Dict[str, ModuleType]
         check = getattr(module, "check", None)
         if check is not None:
             findings += [_signed(finding, one.origin, one.name) for finding in check(one, site)]
-    if one.domain is None:
-        return Judged(origin, None, tuple(findings), (), (), 0)
     allows = tuple(AllowAt(allow, one.place(allow.number)) for allow in one.allowed())
     if not origin.target:
         findings, skipped = [], []
