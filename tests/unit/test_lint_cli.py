@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The command: exit status, what is judged and what is only compared with, files that change, the page, the recipes."""
 
+import errno
 import json
 import os
 import re
@@ -10,12 +11,13 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any, Dict, Iterator, List
+from typing import Any, Dict, Iterator, List, Optional
 
 import pytest
 from linting import disk, domain
 
 from vmguard.cli import main
+from vmguard.lint import sources
 from vmguard.storage.facts import LiveFacts
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -111,6 +113,29 @@ def test_a_file_is_judged_against_the_rest(guests: Path, capsys: pytest.CaptureF
     assert (document["summary"]["definitions"], document["summary"]["compared"]) == (1, 2)
     (finding,) = document["findings"]
     assert {other["domain"] for other in finding["others"]} == {"web1"}
+
+
+def test_what_cannot_be_compared_with_is_said(
+    guests: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """web2 has a disk of its own, but nobody knows what web1 has."""
+    (guests / "node1/web2.xml").write_text(domain("web2", disk("/srv/b.img")))
+    (guests / "node1/web1.xml").write_text("<domain>")
+    words = ("--offline", "--inventory", guests, guests / "node1/web2.xml")
+    status, document = judged(capsys, *words)
+    assert (status, [one["source"] for one in document["findings"]]) == (3, [str(guests / "node1/web1.xml")])
+    assert (document["summary"]["definitions"], document["summary"]["compared"]) == (2, 1)
+
+    read = sources.read_one
+
+    def refused(path: str, folder: bool = True) -> Optional[bytes]:
+        if path.endswith("node1/web1.xml"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return read(path, folder)
+
+    monkeypatch.setattr(sources, "read_one", refused)
+    status, document = judged(capsys, *words)
+    assert status == 3 and "Permission denied" in document["findings"][0]["text"]
 
 
 def test_one_path_on_two_hosts_is_a_warning(guests: Path, capsys: pytest.CaptureFixture[str]) -> None:

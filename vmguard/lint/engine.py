@@ -47,6 +47,11 @@ class Judged(NamedTuple):
     skipped: Tuple[Tuple[str, str], ...]  # (code of a rule, why it could not be applied)
     disks: int
 
+    @property
+    def counts(self) -> bool:
+        """Whether what was found is reported. Of what is only compared with it is not, unless there is nothing to compare."""
+        return self.origin.target or self.guest is None
+
 
 class Skip(NamedTuple):
     """A rule that was not applied everywhere."""
@@ -152,7 +157,7 @@ def run(
                 progress(len(all_judged), len(sources))
         findings: List[Finding] = []
         for judged in all_judged:
-            if judged.origin.target:
+            if judged.counts:
                 found = [*judged.findings, *compare(judged, meeting, site, modules)]
                 findings += finish(judged, found, site, modules)
     finally:
@@ -160,8 +165,8 @@ def run(
             gc.enable()
     return Report(
         tuple(findings),
-        sum(one.origin.target for one in all_judged),
-        sum(not one.origin.target for one in all_judged),
+        sum(one.counts for one in all_judged),
+        sum(not one.counts for one in all_judged),
         sum(one.disks for one in all_judged if one.origin.target),
         tuple(_skips(all_judged, site, modules)),
         tuple(module.RULE for module in modules.values()),
@@ -236,7 +241,7 @@ def judge_source(origin: Origin, read: Reader, site: Site, modules: Dict[str, Mo
             "VMG001", Severity.ERROR, "", f"the definition cannot be read: {why}", "make it readable, or leave it out",
             unread=True,
         )  # fmt: skip
-        return Judged(origin, None, (_signed(finding, origin, ""),) if origin.target else (), (), (), 0)
+        return Judged(origin, None, (_signed(finding, origin, ""),), (), (), 0)
 
 
 def worst(findings: Iterable[Finding]) -> Optional[Severity]:
