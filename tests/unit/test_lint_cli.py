@@ -11,7 +11,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Union
 
 import pytest
 from linting import disk, domain
@@ -202,6 +202,59 @@ def test_a_thing_that_hundreds_have(tmp_path: Path, capsys: pytest.CaptureFixtur
     document = judged(capsys, "--offline", tmp_path)[1]
     assert len(document["findings"]) == 300
     assert all(len(one["others"]) == 5 and one["more_others"] >= 290 for one in document["findings"])
+
+
+class Libvirt:
+    """As much of libvirt's module as lint asks for: domains by name, each with its XML, or with the code of an error."""
+
+    VIR_DOMAIN_XML_INACTIVE, VIR_ERR_NO_DOMAIN, VIR_ERR_RPC = 2, 42, 39
+
+    class libvirtError(Exception):
+        def get_error_code(self) -> int:
+            return int(self.args[0])
+
+        def get_error_message(self) -> str:
+            return f"error {self.args[0]}"
+
+    class Domain(NamedTuple):
+        title: str
+        answer: Union[str, int]
+
+        def name(self) -> str:
+            return self.title
+
+        def isPersistent(self) -> bool:
+            return True
+
+        def XMLDesc(self, _flags: int) -> str:
+            if isinstance(self.answer, int):
+                raise Libvirt.libvirtError(self.answer)
+            return self.answer
+
+    def __init__(self, **domains: Union[str, int]) -> None:
+        self.domains = domains
+
+    def openReadOnly(self, _uri: str) -> "Libvirt":
+        return self
+
+    def getHostname(self) -> str:
+        return os.uname().nodename
+
+    def listAllDomains(self) -> "List[Libvirt.Domain]":
+        return [self.Domain(*one) for one in self.domains.items()]
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_domain_that_went_is_no_trouble(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the list of domains and the question for its XML."""
+    web = domain("web", disk("/srv/a.img"))
+    monkeypatch.setattr(sources, "library", lambda: Libvirt(web=web, build7=Libvirt.VIR_ERR_NO_DOMAIN))
+    status, document = judged(capsys, "--offline", "--all")
+    assert (status, document["summary"]["definitions"]) == (0, 1)
+    monkeypatch.setattr(sources, "library", lambda: Libvirt(web=web, build7=Libvirt.VIR_ERR_RPC))
+    assert judged(capsys, "--offline", "--all")[0] == 3
 
 
 @pytest.fixture

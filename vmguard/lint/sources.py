@@ -116,6 +116,8 @@ def _of_connection(libvirt: Any, uri: str, host: str, local: bool, domain: Any) 
         flags = libvirt.VIR_DOMAIN_XML_INACTIVE if domain.isPersistent() else 0
         data = str(domain.XMLDesc(flags)).encode("utf-8", "surrogateescape")
     except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+            return origin, lambda: None  # it has ended, or was undefined, since it was listed
         why = error.get_error_message()
 
         def gone() -> bytes:
