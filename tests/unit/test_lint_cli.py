@@ -11,7 +11,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Union
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Union
 
 import pytest
 from linting import disk, domain
@@ -162,6 +162,30 @@ def test_many_comments_before_a_definition(tmp_path: Path, capsys: pytest.Captur
 def test_nothing_to_judge(tmp_path: Path) -> None:
     assert main(["lint"]) == 2
     assert main(["lint", str(tmp_path)]) == 2
+
+
+def test_a_folder_that_cannot_be_looked_into_is_not_an_empty_one(
+    guests: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    empty = guests.parent / "empty"
+    empty.mkdir()
+    file = guests / "node1/web1.xml"
+    assert main(["lint", "--offline", str(file), "--inventory", str(empty)]) == 2
+
+    def refusing(look: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def refused(path: Any) -> Any:
+            if str(path).endswith(("node2", sources.DEFINED)):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+            return look(path)
+
+        return refused
+
+    for look in ("scandir", "listdir"):
+        monkeypatch.setattr(os, look, refusing(getattr(os, look)))
+    monkeypatch.setattr(sources, "library", lambda: None)
+    for words in ([str(guests)], [str(file), "--inventory", str(guests)], ["--all"]):
+        assert main(["lint", "--offline", *words]) == 2
+        assert "Permission denied" in capsys.readouterr().err
 
 
 def test_output_and_rules(guests: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -115,7 +115,7 @@ def gather(
         rest += sources.connection(uri)
     named = {os.path.realpath(origin.source): number for number, (origin, _) in enumerate(found)}
     for folder in inventories:
-        for origin, read in sources.folder(folder):
+        for origin, read in sources.folder(folder, empty):
             number = named.get(os.path.realpath(origin.source))
             if number is None:
                 rest.append((origin, read))

@@ -41,10 +41,7 @@ def files(names: Iterable[str], host: str, local: bool, empty: bool = False) -> 
             data = sys.stdin.buffer.read(MAX_BYTES + 1)
             yield Origin("standard input", host, local), lambda data=data: data  # type: ignore[misc]
         elif os.path.isdir(name):
-            found = list(_below(name))
-            if not found and not empty:
-                raise BadRequest(f"{name}: no *.xml is in there")
-            for path in found:
+            for path in _below(name, empty):
                 yield Origin(path, host, local), _reader(path, folder=True)
         elif os.path.exists(name):
             yield Origin(name, host, local), _reader(name, folder=False)
@@ -52,15 +49,15 @@ def files(names: Iterable[str], host: str, local: bool, empty: bool = False) -> 
             raise BadRequest(f"{name}: there is no such file", "a domain of libvirt: vmguard lint --all")
 
 
-def folder(path: str) -> Iterator[Source]:
+def folder(path: str, empty: bool = False) -> Iterator[Source]:
     """
     Definitions of other hosts: HOST/*.xml, and *.xml of hosts that are not named. Raises BadRequest.
 
-    Anything below counts, so a checkout of a repository can be given, with a folder for each host or without.
+    Anything below counts, so a checkout of a repository can be given, with a folder for each host or without. empty: as above.
     """
     if not os.path.isdir(path):
         raise BadRequest(f"{path}: there is no such folder")
-    for name in _below(path):
+    for name in _below(path, empty):
         inside = os.path.relpath(name, path).split(os.sep)
         yield Origin(name, inside[0] if len(inside) > 1 else "", local=False), _reader(name, folder=True)
 
@@ -89,9 +86,10 @@ def everything() -> List[Source]:
         except BadRequest:
             pass
     host = os.uname().nodename
-    if not os.path.isdir(DEFINED):
-        raise BadRequest(f"libvirt does not answer, and there is no {DEFINED}")
-    names = sorted(name for name in os.listdir(DEFINED) if name.endswith(".xml"))
+    try:
+        names = sorted(name for name in os.listdir(DEFINED) if name.endswith(".xml"))
+    except OSError as error:
+        raise BadRequest(f"libvirt does not answer, and {DEFINED}: {error.strerror}") from error
     return [(Origin(f"{DEFINED}/{name}", host), _reader(f"{DEFINED}/{name}", folder=True)) for name in names]
 
 
@@ -137,14 +135,22 @@ def library() -> Optional[Any]:
     return libvirt
 
 
-def _below(path: str) -> Iterator[str]:
-    for place, folders, names in os.walk(path):
+def _below(path: str, empty: bool) -> List[str]:
+    def refused(error: OSError) -> None:
+        # else what is in there would pass for nothing
+        raise BadRequest(f"{error.filename}: {error.strerror}") from error
+
+    found = []
+    for place, folders, names in os.walk(path, onerror=refused):
         folders[:] = sorted(one for one in folders if not one.startswith("."))
         # libvirt's folder autostart/ has links to the definitions themselves
         for name in sorted(names):
             full = os.path.join(place, name)
             if name.endswith(".xml") and not os.path.islink(full):
-                yield full
+                found.append(full)
+    if not found and not empty:
+        raise BadRequest(f"{path}: no *.xml is in there")
+    return found
 
 
 def read_one(path: str, folder: bool = True) -> Optional[bytes]:
