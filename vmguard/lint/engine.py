@@ -176,10 +176,10 @@ def run(
 
 def finish(judged: Judged, found: List[Finding], site: Site, modules: Dict[str, ModuleType]) -> List[Finding]:
     """All findings of a definition, in the order of its lines; those that it allows are marked."""
-    ran = {
-        code for code, module in modules.items() if not (module.RULE.needs is Needs.INVENTORY and not site.inventory)
-    }
+    ran = {code for code, module in modules.items() if site.inventory or not hasattr(module, "compare")}
     ran -= {code for code, _ in judged.skipped}
+    if any(one.unread for one in found):
+        ran = set()  # what is allowed may be about what could not be found out
     found = judge_allows(judged.allows, found, ran, "VMG003" in modules, judged.origin, judged.guest)
     return sorted(found, key=lambda one: (one.place.line if one.place else 0, one.severity.rank, one.rule))
 
