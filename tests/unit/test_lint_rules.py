@@ -349,6 +349,24 @@ def test_a_lease_beyond_the_end_of_every_file(offset: str, names: Dict[str, str]
     assert "VMG502 web1 lease web1" in found(web(lease("web1", names["leases"], offset)))
 
 
+def test_a_guest_that_shares_the_store_writes_it_as_well(names: Dict[str, str]) -> None:
+    """As a shareable disk, or as a folder; a <lease> in there is sanlock's to write."""
+    folder = f"    <filesystem type='mount'><source dir='{names['store']}'/><target dir='x'/></filesystem>\n"
+    devices = raw(names["lease file"], inside=SHARED) + folder + lease("web1", names["lease file"])
+    said = found(web(devices), **clustered(names["store"]))
+    assert [one for one in said if one.startswith("VMG110")] == ["VMG110 web1 disk vda", "VMG110 web1 filesystem 0"]
+
+
+def test_a_store_that_is_a_device() -> None:
+    """The guard calls it in use by the host, whoever writes there."""
+    facts = recorded("lvm")
+    facts.lease_store = lambda: "/dev/data/linear"  # type: ignore[method-assign]
+    site = {"facts": facts, "config": Config(store="/dev/data/linear", shared=True, cluster="ab12", host_id=1)}
+    assert found(web(raw("/dev/data/linear")), **site) == ["VMG110 web1 disk vda"]
+    assert found(web(raw("/dev/data/linear", inside=SHARED)), **site) == ["VMG110 web1 disk vda"]
+    assert "VMG109 web1 lease web1" in found(web(lease("web1", "/dev/data/linear")), **site)
+
+
 def test_lvs_is_read() -> None:
     """The form of lvm2 2.03, with a volume of two segments and a snapshot."""
     row = {
