@@ -367,6 +367,26 @@ def test_a_store_that_is_a_device() -> None:
     assert "VMG109 web1 lease web1" in found(web(lease("web1", "/dev/data/linear")), **site)
 
 
+@pytest.mark.parametrize(
+    "devices, outside, said",
+    [
+        pytest.param("    <serial type='dev'><source path='/dev/sdb'/></serial>\n", "", "VMG108 web1 serial 0", id="serial-port"),
+        pytest.param("    <serial type='pipe'><source path='/dev/sdb'/></serial>\n", "", "VMG108 web1 serial 0", id="pipe"),
+        pytest.param(
+            "", QEMU.format("-drive", "file=/dev/sdb1,format=raw,if=virtio"), "VMG108 web1 qemu argument 1", id="argument"
+        ),
+        pytest.param(
+            "    <disk type='block'><driver type='qcow2'/><source dev='/dev/sdd2'><dataStore type='block'>"
+            "<source dev='/dev/sdb'/></dataStore></source><target dev='vda'/><backingStore/></disk>\n",
+            "", "VMG306 web1 disk vda", id="data-of-an-image",
+        ),
+    ],
+)  # fmt: skip
+def test_a_leg_that_is_no_disk(devices: str, outside: str, said: str) -> None:
+    """The guard refuses each of them."""
+    assert said in found(web(devices, outside=outside), **of("multipath"))
+
+
 def test_lvs_is_read() -> None:
     """The form of lvm2 2.03, with a volume of two segments and a snapshot."""
     row = {

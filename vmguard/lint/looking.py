@@ -164,6 +164,11 @@ def is_weak(claim: Claim) -> bool:
     return claim.identity.startswith("file:") and not worldwide(claim.path)
 
 
+def is_leg(storage: Storage) -> bool:
+    """Whether it is one path of a multipath map, or lies on one. In the words of disks.py."""
+    return "one path of the multipath map" in (storage.not_writable or "")
+
+
 def is_header_trouble(error: Unresolvable) -> bool:
     """Whether all that is wrong is that an image is of another format than declared."""
     return error.why.startswith("it is declared ")

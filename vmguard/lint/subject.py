@@ -43,7 +43,7 @@ class Subject(Definition):
         self.parts: Tuple[Part, ...] = ()
         self.marks: Tuple[Mark, ...] = ()
         self.twice: Tuple[Twice, ...] = ()
-        self._storages: Dict[int, Tuple[Storage, ...]] = {}
+        self._storages: Dict[str, Tuple[Storage, ...]] = {}  # by label: one element may name several things
         if self.domain is not None:
             looked = looking.look(self.domain, site.facts, origin.host, origin.local, site.shared_files())
             self.parts = looked.parts
@@ -54,9 +54,9 @@ class Subject(Definition):
         """What a use is on this host; nothing where that could not be found out."""
         if use is None or site.facts is None or not self.origin.local:
             return ()
-        if use.line not in self._storages:
-            self._storages[use.line] = looking.storages(use, site.facts)
-        return self._storages[use.line]
+        if use.what not in self._storages:
+            self._storages[use.what] = looking.storages(use, site.facts)
+        return self._storages[use.what]
 
     def live_disks(self, site: Site) -> Iterator[Tuple[Disk, Storage]]:
         """The disks that were found on this host, with what they are."""
