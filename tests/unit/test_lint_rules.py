@@ -387,6 +387,16 @@ def test_a_leg_that_is_no_disk(devices: str, outside: str, said: str) -> None:
     assert said in found(web(devices, outside=outside), **of("multipath"))
 
 
+def test_no_image_of_its_format_wherever_it_is_named(names: Dict[str, str]) -> None:
+    """The guard refuses each of them, whatever the device is."""
+    nvram = NVRAM.replace("<nvram>", "<nvram format='qcow2'>").replace("/usr/share/OVMF/OVMF_CODE.fd", names["own"])
+    drive = QEMU.format("-drive", f"file={names['raw']},format=qcow2,if=virtio")
+    cdrom = disk(names["raw"], driver="type='qcow2'", device="cdrom")
+    assert found(web(cdrom)) == ["VMG402 web1 disk vda"]
+    assert found(web("", outside=nvram.format(names["raw"]))) == ["VMG402 web1 nvram"]
+    assert "VMG402 web1 qemu argument 1" in found(web("", outside=drive))
+
+
 def test_lvs_is_read() -> None:
     """The form of lvm2 2.03, with a volume of two segments and a snapshot."""
     row = {
