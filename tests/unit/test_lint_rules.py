@@ -397,6 +397,13 @@ def test_no_image_of_its_format_wherever_it_is_named(names: Dict[str, str]) -> N
     assert "VMG402 web1 qemu argument 1" in found(web("", outside=drive))
 
 
+def test_one_path_written_in_two_ways(names: Dict[str, str]) -> None:
+    """It takes no look at the host to see that: VMG101, not VMG103."""
+    twice = raw("/srv//images/./raw.img") + raw(RAW, name="vdb")
+    assert found(web(twice), **OFF) == ["VMG101 web1 disk vdb"]
+    assert found(web(raw(names["folder"] + "//raw.img") + raw(names["raw"], name="vdb"))) == ["VMG101 web1 disk vdb"]
+
+
 def test_lvs_is_read() -> None:
     """The form of lvm2 2.03, with a volume of two segments and a snapshot."""
     row = {

@@ -6,6 +6,7 @@ Whether two claims exclude each other is `holders.excludes`, as for a start. Thi
 grows with the number of claims, and sorts them into rules.
 """
 
+import posixpath
 from itertools import chain, islice
 from typing import Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
 
@@ -177,7 +178,7 @@ def kind(mine: Mark, theirs: Mark, my_marks: Tuple[Mark, ...], their_marks: Tupl
     for claim in (one, two):
         if claim.mode is not Mode.EXCLUSIVE:
             return SHAREABLE if claim.written else READER
-    return OTHER_DOMAIN if one.path == two.path else ALIAS_PATH
+    return OTHER_DOMAIN if posixpath.normpath(one.path) == posixpath.normpath(two.path) else ALIAS_PATH
 
 
 def _layers(identity: str, labels: Tuple[str, str], upper: Mark, marks: Tuple[Mark, ...]) -> str:
