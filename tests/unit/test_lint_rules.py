@@ -404,6 +404,13 @@ def test_one_path_written_in_two_ways(names: Dict[str, str]) -> None:
     assert found(web(raw(names["folder"] + "//raw.img") + raw(names["raw"], name="vdb"))) == ["VMG101 web1 disk vdb"]
 
 
+def test_firmware_variables_that_are_their_own_template() -> None:
+    """VMG602 is between domains."""
+    nvram = NVRAM.replace("<nvram>", "<nvram template='/n/vars.fd'>").format("/n/vars.fd")
+    assert found(web("", outside=nvram), **OFF) == ["VMG101 web1 nvram"]
+    assert found(web(TPM.format("/tpm/a") * 2), **OFF) == ["VMG101 web1 tpm state (2)"]
+
+
 def test_lvs_is_read() -> None:
     """The form of lvm2 2.03, with a volume of two segments and a snapshot."""
     row = {

@@ -9,7 +9,9 @@ from vmguard.lint import looking
 from vmguard.lint.document import Definition, Disk, Origin
 from vmguard.lint.doubles import (
     DUPLICATE_SOURCE,
+    NVRAM,
     OTHER_DOMAIN,
+    TPM,
     Clash,
     Guest,
     Index,
@@ -117,7 +119,8 @@ def _twice(one: Subject, looked: Looked) -> Iterator[Twice]:
     for error in looked.twice:
         first, second = _mark(one, error.first), _mark(one, error.second)
         which = kind(first, second, one.marks, one.marks)
-        yield Twice(first, second, DUPLICATE_SOURCE if which == OTHER_DOMAIN else which)
+        # these are between domains
+        yield Twice(first, second, DUPLICATE_SOURCE if which in (OTHER_DOMAIN, NVRAM, TPM) else which)
 
 
 def _mark(one: Subject, claim: Claim) -> Mark:
