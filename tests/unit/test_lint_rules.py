@@ -411,6 +411,14 @@ def test_firmware_variables_that_are_their_own_template() -> None:
     assert found(web(TPM.format("/tpm/a") * 2), **OFF) == ["VMG101 web1 tpm state (2)"]
 
 
+def test_libvirts_plugin_does_not_hear_of_network_disks() -> None:
+    ceph = (
+        "    <disk type='network' device='disk'><driver name='qemu' type='raw'/><source protocol='rbd' name='pool/web'>"
+        "<host name='mon1'/></source><target dev='vda'/></disk>\n"
+    )
+    assert found(web(ceph), **demanding()) == []
+
+
 def test_lvs_is_read() -> None:
     """The form of lvm2 2.03, with a volume of two segments and a snapshot."""
     row = {
