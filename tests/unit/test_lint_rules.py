@@ -288,18 +288,12 @@ CASES: Dict[str, Callable[[Dict[str, str]], Pair]] = {
 }  # fmt: skip
 
 
-def demanding() -> Dict[str, Any]:
-    """A host whose libvirt wants a lease for every disk."""
+def demanding(plugin: Any = "auto_disk_leases = 0\nrequire_lease_for_disks = 1\n") -> Dict[str, Any]:
+    """A host whose libvirt wants a lease for every disk. plugin: qemu-sanlock.conf; None for none."""
     from vmguard.storage.recorded import RecordedFacts
 
-    return {
-        "facts": RecordedFacts({
-            "files": {
-                "/etc/libvirt/qemu.conf": 'lock_manager = "sanlock"\n',
-                "/etc/libvirt/qemu-sanlock.conf": "auto_disk_leases = 0\nrequire_lease_for_disks = 1\n",
-            }
-        })
-    }  # fmt: skip
+    files = {"/etc/libvirt/qemu.conf": 'lock_manager = "sanlock"\n', "/etc/libvirt/qemu-sanlock.conf": plugin}
+    return {"facts": RecordedFacts({"files": {path: text for path, text in files.items() if text is not None}})}
 
 
 @pytest.fixture(scope="module")
@@ -409,6 +403,22 @@ def test_firmware_variables_that_are_their_own_template() -> None:
     nvram = NVRAM.replace("<nvram>", "<nvram template='/n/vars.fd'>").format("/n/vars.fd")
     assert found(web("", outside=nvram), **OFF) == ["VMG101 web1 nvram"]
     assert found(web(TPM.format("/tpm/a") * 2), **OFF) == ["VMG101 web1 tpm state (2)"]
+
+
+@pytest.mark.parametrize(
+    "plugin, wants",
+    [
+        pytest.param(None, True, id="no-file"),
+        pytest.param("# require_lease_for_disks = 1\n", True, id="as-installed"),
+        pytest.param("require_lease_for_disks = 0\n", False, id="not-required"),
+        pytest.param("auto_disk_leases = 1\nhost_id = 1\n", False, id="automatic"),
+        pytest.param({"error": "EACCES"}, False, id="not-known"),
+    ],
+)
+def test_what_libvirts_plugin_wants(plugin: Any, wants: bool) -> None:
+    """libvirt's sanlock.conf: without automatic leases, require_lease_for_disks is on by default."""
+    said = found(web(raw("/a.img")), **demanding(plugin))
+    assert [one for one in said if one.startswith("VMG501")] == (["VMG501 web1 disk vda"] if wants else [])
 
 
 def test_libvirts_plugin_does_not_hear_of_network_disks() -> None:
