@@ -338,6 +338,21 @@ def test_it_says_where_and_what_to_do(code: str, names: Dict[str, str]) -> None:
             assert re.match(rf"<(\w+:)?{tag}\b", marked), finding
 
 
+def test_a_lease_that_cannot_be_looked_at() -> None:
+    """As without root: sanlock's files are its own. It may be in order."""
+    from vmguard.storage.recorded import RecordedFacts
+
+    files = {"/leases": {"error": "EACCES"}}
+    (finding,) = [
+        one
+        for one in report(web(lease("web1", "/leases")), facts=RecordedFacts({"files": files})).findings
+        if one.rule == "VMG502"
+    ]
+    assert finding.unread
+    (finding,) = [one for one in report(web(lease("web1", "/nowhere/leases"))).findings if one.rule == "VMG502"]
+    assert not finding.unread
+
+
 @pytest.mark.parametrize("offset", [str(1 << 80), str(1 << 63), "1" * 5000], ids=["huge", "one-too-many", "thousands-of-digits"])
 def test_a_lease_beyond_the_end_of_every_file(offset: str, names: Dict[str, str]) -> None:
     assert "VMG502 web1 lease web1" in found(web(lease("web1", names["leases"], offset)))
