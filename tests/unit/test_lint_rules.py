@@ -338,6 +338,13 @@ def test_it_says_where_and_what_to_do(code: str, names: Dict[str, str]) -> None:
             assert re.match(rf"<(\w+:)?{tag}\b", marked), finding
 
 
+def test_a_lease_beside_a_store_that_hosts_share(names: Dict[str, str]) -> None:
+    """Whatever the filesystem is, its administrator has said that others have it: as for disks (VMG303)."""
+    one = web(lease("web1", names["leases"], 1 << 20) + raw(names["raw"]))
+    assert found(one) == ["VMG506 web1 lease web1"]
+    assert found(one, **clustered(names["store"])) == []
+
+
 def test_a_lease_that_cannot_be_looked_at() -> None:
     """As without root: sanlock's files are its own. It may be in order."""
     from vmguard.storage.recorded import RecordedFacts
