@@ -258,14 +258,20 @@ class Libvirt:
     def __init__(self, **domains: Union[str, int]) -> None:
         self.domains = domains
 
-    def openReadOnly(self, _uri: str) -> "Libvirt":
+    def open(self, _uri: str) -> "Libvirt":
         return self
+
+    openReadOnly = open
 
     def getHostname(self) -> str:
         return os.uname().nodename
 
     def listAllDomains(self) -> "List[Libvirt.Domain]":
         return [self.Domain(*one) for one in self.domains.items()]
+
+    def defineXML(self, text: str) -> "Libvirt.Domain":
+        text.encode("utf-8")  # as the real one does
+        return self.Domain("new", text)
 
     def close(self) -> None:
         pass
@@ -279,6 +285,20 @@ def test_a_domain_that_went_is_no_trouble(capsys: pytest.CaptureFixture[str], mo
     assert (status, document["summary"]["definitions"]) == (0, 1)
     monkeypatch.setattr(sources, "library", lambda: Libvirt(web=web, build7=Libvirt.VIR_ERR_RPC))
     assert judged(capsys, "--offline", "--all")[0] == 3
+
+
+def test_what_is_no_definition_is_not_defined(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, path = tmp_path / "a.img", tmp_path / "new.xml"
+    image.write_bytes(b"")
+    monkeypatch.setattr(sources, "library", lambda: Libvirt(web=domain("web", "")))
+    path.write_text("<network><name>default</name></network>")
+    assert main(["define", str(path)]) == 2 and "it is no domain" in capsys.readouterr().err
+    path.write_text("<?xml version='1.0' encoding='iso-8859-1'?>" + domain("é", disk(str(image))), encoding="iso-8859-1")
+    assert main(["define", str(path)]) == 2 and "UTF-8" in capsys.readouterr().err
+    path.write_text(domain("é", disk(str(image))))
+    assert main(["define", str(path)]) == 0
 
 
 @pytest.fixture
