@@ -16,6 +16,7 @@ from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Un
 import pytest
 from linting import disk, domain
 
+from vmguard import events
 from vmguard.cli import main
 from vmguard.lint import sources
 from vmguard.storage.facts import LiveFacts
@@ -299,6 +300,16 @@ def test_what_is_no_definition_is_not_defined(
     assert main(["define", str(path)]) == 2 and "UTF-8" in capsys.readouterr().err
     path.write_text(domain("é", disk(str(image))))
     assert main(["define", str(path)]) == 0
+
+
+def test_a_record_of_force_names_no_other_domain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "new.xml"
+    path.write_text("<domain type='xen'><name>new</name></domain>")
+    monkeypatch.setattr(sources, "library", lambda: Libvirt(web=domain("web", "")))
+    said: List[Any] = []
+    monkeypatch.setattr(events, "record", lambda *words, **data: said.append(data["domain"]))
+    assert main(["define", "--force", "an experiment", str(path)]) == 0
+    assert said == [""]
 
 
 @pytest.fixture

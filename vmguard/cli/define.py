@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
         found = status(report.counted, options.fail_on)
         if report.counted or found != OK:
             writer("text").write(report, sys.stdout)
-        name = report.guests[0].name if report.guests else ""
+        name = next((guest.name for guest in report.guests if guest.target), "")
         if found != OK and options.force is None:
             print("It was not defined. To define it all the same: --force REASON", file=sys.stderr)
             return found
