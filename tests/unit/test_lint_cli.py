@@ -160,6 +160,14 @@ def test_many_comments_before_a_definition(tmp_path: Path, capsys: pytest.Captur
     assert (status, document["summary"]["definitions"]) == (0, 1)
 
 
+def test_a_guest_of_two_hosts_is_compared_on_its_own_host(guests: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """web1 is defined on node0 as well, whose path may be another one; on node1 web2 has its disk."""
+    (guests / "node2").rename(guests / "node0")
+    status, document = judged(capsys, "--offline", "--inventory", guests, guests / "node1/web2.xml")
+    assert [(one["rule"], one["severity"]) for one in document["findings"]] == [("VMG102", "error")]
+    assert status == 1
+
+
 def test_nothing_to_judge(tmp_path: Path) -> None:
     assert main(["lint"]) == 2
     assert main(["lint", str(tmp_path)]) == 2

@@ -136,7 +136,9 @@ class Index:
                 continue
             found: Dict[str, List[Tuple[Guest, Mark]]] = {}
             known: Set[str] = {guest.key}
-            for other, theirs in islice(chain.from_iterable(against), EXAMINED):
+            # Of one that is defined on several hosts, the definition first that is sure to mean the same thing.
+            examined = islice(chain.from_iterable(against), EXAMINED)
+            for other, theirs in sorted(examined, key=lambda entry: _weak(guest, mark, *entry)):
                 if other.key not in known:
                     known.add(other.key)
                     found.setdefault(kind(mark, theirs, guest.marks, other.marks), []).append((other, theirs))
