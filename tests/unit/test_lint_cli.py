@@ -168,6 +168,14 @@ def test_a_guest_of_two_hosts_is_compared_on_its_own_host(guests: Path, capsys: 
     assert status == 1
 
 
+def test_a_definition_of_no_host_may_be_of_any(guests: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With --offline equal paths are one disk, unless they are known to be of two hosts."""
+    new = guests.parent / "new.xml"
+    new.write_text(domain("new", disk("/srv/a.img")))
+    status, document = judged(capsys, "--offline", "--inventory", guests, new)
+    assert (status, [(one["rule"], one["severity"]) for one in document["findings"]]) == (1, [("VMG102", "error")])
+
+
 def test_nothing_to_judge(tmp_path: Path) -> None:
     assert main(["lint"]) == 2
     assert main(["lint", str(tmp_path)]) == 2

@@ -194,4 +194,6 @@ def _layers(identity: str, labels: Tuple[str, str], upper: Mark, marks: Tuple[Ma
 
 
 def _weak(guest: Guest, mine: Mark, other: Guest, theirs: Mark) -> bool:
-    return guest.host != other.host and (mine.paper or theirs.paper) and is_weak(mine.claim)
+    # one whose host is not known may be of the same
+    elsewhere = bool(guest.host and other.host) and guest.host != other.host
+    return elsewhere and (mine.paper or theirs.paper) and is_weak(mine.claim)
