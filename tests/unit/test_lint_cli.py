@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Union
@@ -18,7 +19,10 @@ from linting import disk, domain
 
 from vmguard import events
 from vmguard.cli import main
-from vmguard.lint import sources
+from vmguard.errors import BadRequest
+from vmguard.lint import sources, watch
+from vmguard.lint.site import Site
+from vmguard.lint.standing import Standing
 from vmguard.storage.facts import LiveFacts
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -364,6 +368,31 @@ def test_changes_are_judged_as_they_come(watching: "subprocess.Popen[str]", gues
     assert "VMG405" in line, "web3 is gone, and its disk is free"
     watching.send_signal(signal.SIGINT)
     assert watching.wait(20) == 130
+
+
+def test_a_watch_ends_with_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when libvirt is restarted. It would hear of nothing any more, and say nothing."""
+    closed: List[Any] = []
+
+    class Watched(Libvirt):
+        VIR_DOMAIN_EVENT_ID_LIFECYCLE = 0
+
+        def domainEventRegisterAny(self, *_words: object) -> None:
+            pass
+
+        def setKeepAlive(self, *_words: object) -> None:
+            pass
+
+        def registerCloseCallback(self, heard: Any, opaque: Any) -> None:
+            closed.append(lambda: heard(self, 1, opaque))
+
+    monkeypatch.setattr(sources, "library", Watched)
+    monkeypatch.setattr(watch, "_looping", threading.Event())
+    watch._looping.set()  # there is no loop of libvirt's to run
+    watching = watch.Watch(Standing(lambda: Site(None), {}), [], ["qemu+ssh://node2/system"])
+    closed[0]()
+    with pytest.raises(BadRequest, match="the connection was closed"):
+        watching.next()
 
 
 class Page(HTMLParser):
