@@ -276,6 +276,8 @@ class Libvirt:
                 raise Libvirt.libvirtError(self.answer)
             return self.answer
 
+    uri, host = "qemu:///system", os.uname().nodename
+
     def __init__(self, **domains: Union[str, int]) -> None:
         self.domains = domains
 
@@ -284,8 +286,11 @@ class Libvirt:
 
     openReadOnly = open
 
+    def getURI(self) -> str:
+        return self.uri
+
     def getHostname(self) -> str:
-        return os.uname().nodename
+        return self.host
 
     def listAllDomains(self) -> "List[Libvirt.Domain]":
         return [self.Domain(*one) for one in self.domains.items()]
@@ -306,6 +311,16 @@ def test_a_domain_that_went_is_no_trouble(capsys: pytest.CaptureFixture[str], mo
     assert (status, document["summary"]["definitions"]) == (0, 1)
     monkeypatch.setattr(sources, "library", lambda: Libvirt(web=web, build7=Libvirt.VIR_ERR_RPC))
     assert judged(capsys, "--offline", "--all")[0] == 3
+
+
+@pytest.mark.parametrize("uri", ["node2", "qemu+ssh://node2/system"], ids=["alias", "whole"])
+def test_a_connection_by_an_alias(uri: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it leads to is another host, whose paths are not looked for here."""
+    there = Libvirt(web=domain("web", disk("/srv/not/here.img")))
+    there.uri, there.host = "qemu+ssh://node2/system", "node2.example.org"
+    monkeypatch.setattr(sources, "library", lambda: there)
+    status, document = judged(capsys, "--connect", uri)
+    assert (status, said(document), document["summary"]["definitions"]) == (0, [], 1)
 
 
 def test_what_is_no_definition_is_not_defined(

@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
     except libvirt.libvirtError as error:
         raise BadRequest(f"{options.connect}: {error.get_error_message()}") from error
     try:
-        host, local = sources.whose(options.connect, connection)
+        host, local = sources.whose(connection)
         ((origin, read),) = sources.files([options.file], host, local)
         try:
             xml = read()

@@ -70,7 +70,7 @@ def connection(uri: str) -> List[Source]:
     try:
         opened = libvirt.openReadOnly(uri)
         try:
-            host, local = whose(uri, opened)
+            host, local = whose(opened)
             return [_of_connection(libvirt, uri, host, local, domain) for domain in opened.listAllDomains()]
         finally:
             opened.close()
@@ -93,10 +93,11 @@ def everything() -> List[Source]:
     return [(Origin(f"{DEFINED}/{name}", host), _reader(f"{DEFINED}/{name}", folder=True)) for name in names]
 
 
-def whose(uri: str, opened: Any) -> Tuple[str, bool]:
+def whose(opened: Any) -> Tuple[str, bool]:
     """The host that a connection leads to, and whether it is this one."""
     host = str(opened.getHostname())
-    if urlsplit(uri).hostname is None or is_here(host):
+    # by the URI that libvirt has: the one that was given may be an alias (uri_aliases in libvirt.conf)
+    if urlsplit(str(opened.getURI())).hostname is None or is_here(host):
         return os.uname().nodename, True
     return host, False
 

@@ -84,7 +84,7 @@ class Watch:
             threading.Thread(target=_loop, args=(libvirt,), daemon=True).start()
         try:
             opened = libvirt.openReadOnly(uri)
-            host, local = sources.whose(uri, opened)
+            host, local = sources.whose(opened)
 
             def heard(_connection: Any, domain: Any, event: int, _detail: int, _opaque: Any) -> None:
                 self._heard(libvirt, Origin(f"{uri}: {domain.name()}", host, local), domain, event)
