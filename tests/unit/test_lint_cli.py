@@ -155,6 +155,16 @@ def test_one_path_on_two_hosts_is_a_warning(guests: Path, capsys: pytest.Capture
     assert judged(capsys, "--offline", "--inventory", guests)[0] == 1
 
 
+def test_names_that_a_terminal_has_no_letters_for(tmp_path: Path) -> None:
+    path = tmp_path / "web.xml"
+    path.write_text(domain("日本", disk("/dev/sdb")), encoding="utf-8")
+    done = subprocess.run(
+        [*COMMAND, "lint", "--offline", str(path)],
+        stdout=subprocess.PIPE, env={**os.environ, "PYTHONIOENCODING": "iso-8859-1"},
+    )  # fmt: skip
+    assert done.returncode == 0 and b"\\u65e5\\u672c" in done.stdout
+
+
 @pytest.mark.timeout(30)
 def test_many_comments_before_a_definition(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     head = "<?xml version='1.0'?>\n" + "<!-- a line of a licence -->\n" * 60
