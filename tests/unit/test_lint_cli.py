@@ -360,8 +360,8 @@ def test_a_record_of_force_names_no_other_domain(tmp_path: Path, monkeypatch: py
 @pytest.fixture
 def watching(guests: Path) -> "Iterator[subprocess.Popen[str]]":
     process = subprocess.Popen(
-        [*COMMAND, "lint", "--watch", "--offline", "--format", "github", str(guests / "node1")],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [*COMMAND, "lint", "--watch", "--offline", "--format", "github", "node1"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=guests,
     )  # fmt: skip
     assert process.stderr is not None
     assert process.stderr.readline().startswith("watching 2 definitions")
@@ -391,6 +391,12 @@ def test_changes_are_judged_as_they_come(watching: "subprocess.Popen[str]", gues
     other.write_text(domain("web4", disk("/srv/c.img", driver="type='raw' cache='unsafe'")))
     line = watching.stdout.readline()
     assert "VMG405" in line, "web3 is gone, and its disk is free"
+    # those that were there at the beginning go and change, too
+    (guests / "node1/web1.xml").unlink()
+    (guests / "node1/web2.xml").write_text(domain("web2", disk("/srv/b.img")))
+    other.write_text(domain("web4", disk("/srv/a.img")))
+    (guests / "node1/web5.xml").write_text(domain("web5", disk("/dev/sdb")))
+    assert "web5.xml" in watching.stdout.readline(), "nobody else has the disk of web4"
     watching.send_signal(signal.SIGINT)
     assert watching.wait(20) == 130
 
