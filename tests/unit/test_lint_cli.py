@@ -104,6 +104,15 @@ def test_what_cannot_be_read_passes_no_rule(words: List[str], tmp_path: Path, ca
     assert status == 3 and [one["rule"] for one in document["findings"]] == ["VMG001"]
 
 
+def test_a_domain_with_a_prefix_is_not_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """libvirt defines it; vmguard reads no such thing, and says so."""
+    (tmp_path / "web.xml").write_text(domain("web", disk("/srv/a.img")))
+    other = domain("new", disk("/srv/a.img")).replace("<domain ", "<x:domain xmlns:x='urn:x' ").replace("</domain", "</x:domain")
+    (tmp_path / "new.xml").write_text(other)
+    status, document = judged(capsys, "--offline", tmp_path)
+    assert status == 3 and document["summary"]["definitions"] == 2
+
+
 def test_a_folder_is_judged_whole(guests: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """web1 on two hosts is one guest; the network is none."""
     status, document = judged(capsys, "--inventory", guests)

@@ -18,8 +18,8 @@ Source = Tuple[Origin, Reader]
 URI = "qemu:///system"
 DEFINED = "/etc/libvirt/qemu"
 
-# Beside definitions of domains, folders have networks, pools, and whatever else.
-_DOMAIN = re.compile(rb"<\s*(?:domain|domstatus)[\s>]")
+# Beside definitions of domains, folders have networks, pools, and whatever else. libvirt looks at the name without its prefix.
+_DOMAIN = re.compile(rb"<\s*(?:[^\s<>:/]+:)?(?:domain|domstatus)[\s>]")
 # What may stand before the root element: a byte order mark, the declaration, comments. One at a time: in one pattern for all
 # of them, each way to divide the comments would be tried.
 _ASIDE = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<\?.*?\?>|<!--.*?-->)", re.DOTALL)
