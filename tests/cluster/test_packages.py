@@ -121,7 +121,7 @@ def test_from_the_package_to_the_first_refusal_and_back(fresh: Fresh, debs: List
     other = fresh.volume("other")
     node1.define(guest("other", [block(other.path)]))
     node1.virsh("start", "other", within=120)
-    assert "other" not in node1.shell("cat /run/vmguard/instances/*", check=False).out
+    assert '"name": "other"' not in node1.shell("cat /run/vmguard/instances/*", check=False).out
     # node2 is still guarded, also from the guest that node1 has kept.
     assert 'domain "web"' in node2.virsh("create", "/root/copy.xml", check=False, within=120).err
     node1.shell("DEBIAN_FRONTEND=noninteractive apt-get -q -y purge vmguard python3-vmguard", within=240)

@@ -27,7 +27,10 @@ def add(commands: Any) -> None:
     define.add_argument("file", metavar="FILE", help="the definition; - for standard input")
     define.add_argument("--connect", metavar="URI", default=URI, help=f"the libvirt connection ({URI})")
     define.add_argument("--force", metavar="REASON", help="define it whatever is found; the reason is recorded")
-    define.add_argument("--fail-on", choices=("error", "warning", "notice"), default="error")
+    severities = ("error", "warning", "notice")
+    define.add_argument(
+        "--fail-on", choices=severities, default="error", help="the least severity that keeps it from being defined (error)"
+    )
     define.set_defaults(run=run)
 
 
@@ -37,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
     from vmguard.lint.formats import writer
 
     if options.force is not None and not options.force.strip():
-        raise BadRequest("--force wants a reason")
+        raise BadRequest("--force needs a reason", "vmguard define --force 'REASON' FILE")
     if options.file != "-" and not os.path.isfile(options.file):
         raise BadRequest(f"{options.file}: there is no such file")
     libvirt = sources.library()

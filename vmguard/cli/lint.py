@@ -39,14 +39,14 @@ def add(commands: Any) -> None:
     )
     lint.add_argument("--rules", metavar="LIST", default="", help="only these rules: VMG101,VMG4,cache-unsafe")
     lint.add_argument("--ignore", metavar="LIST", default="", help="not these rules")
-    lint.add_argument("--format", choices=FORMATS, default="text")
+    lint.add_argument("--format", choices=FORMATS, default="text", help="of the report (text)")
     lint.add_argument("--output", metavar="FILE", help="write the report there")
     lint.add_argument(
         "--fail-on", choices=FAIL_ON, default="error", help="the least severity for exit status 1 (error)"
     )
     lint.add_argument("--validate", action="store_true", help="check against libvirt's schema, too")
     lint.add_argument("--watch", action="store_true", help="go on, and judge each definition when it changes")
-    lint.add_argument("--jobs", metavar="N", type=int, default=0, help="so many processes (one a processor)")
+    lint.add_argument("--jobs", metavar="N", type=int, default=0, help="so many processes (as many as processors)")
     lint.set_defaults(run=run)
     rules = commands.add_parser("rules", help="the rules of lint", description="List the rules of vmguard lint.")
     rules.add_argument("--json", action="store_true", help="one JSON document")

@@ -89,7 +89,8 @@ def everything() -> List[Source]:
     try:
         names = sorted(name for name in os.listdir(DEFINED) if name.endswith(".xml"))
     except OSError as error:
-        raise BadRequest(f"libvirt does not answer, and {DEFINED}: {error.strerror}") from error
+        why = f"libvirt does not answer, and {DEFINED}: {error.strerror}"
+        raise BadRequest(why, "start libvirt's daemon, or name files") from error
     return [(Origin(f"{DEFINED}/{name}", host), _reader(f"{DEFINED}/{name}", folder=True)) for name in names]
 
 
@@ -150,7 +151,7 @@ def _below(path: str, empty: bool) -> List[str]:
             if name.endswith(".xml") and not os.path.islink(full):
                 found.append(full)
     if not found and not empty:
-        raise BadRequest(f"{path}: no *.xml is in there")
+        raise BadRequest(f"{path}: there is no *.xml below it", "name a folder with definitions")
     return found
 
 

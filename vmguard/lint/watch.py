@@ -59,7 +59,7 @@ class Watch:
         while True:
             for path, there in self._folders.changes():
                 if not path:
-                    self._changes.put("changes came faster than they could be read")
+                    self._changes.put("changes came faster than they could be read, and some are lost")
                 elif path.endswith(".xml"):
                     self._changes.put(self._change(path, there))
 
