@@ -64,8 +64,8 @@ def run(options: argparse.Namespace) -> int:
         from vmguard.lint import watch
         from vmguard.lint.sources import DEFINED
 
-        # Of this host the files are watched: libvirt writes them whoever asked for it.
-        files = [*options.files, *([DEFINED] if options.all else [])]
+        # Of this host the files are watched: libvirt writes them whoever asked for it. Changes come by whole paths.
+        files = [*map(os.path.abspath, options.files), *([DEFINED] if options.all else [])]
         found = gather(files, False, options.connect, options.inventory, options.offline, empty=True)
         return watch.run(found, files, options.connect, modules, options.format, options.offline, sys.stdout)
     sources = gather(options.files, options.all, options.connect, options.inventory, options.offline)
@@ -115,7 +115,7 @@ def gather(
         rest += sources.connection(uri)
     named = {os.path.realpath(origin.source): number for number, (origin, _) in enumerate(found)}
     for folder in inventories:
-        for origin, read in sources.folder(folder):
+        for origin, read in sources.folder(folder, empty):
             number = named.get(os.path.realpath(origin.source))
             if number is None:
                 rest.append((origin, read))
