@@ -155,8 +155,11 @@ install:
 	done
 	sed "s|^library=''$$|library='$(pythondir)'|" hooks/qemu >'$(DESTDIR)$(datadir)/vmguard/hook'
 	chmod 755 '$(DESTDIR)$(datadir)/vmguard/hook'
-# It lets everything pass until `vmguard setup`.
-	install -D -m 755 '$(DESTDIR)$(datadir)/vmguard/hook' '$(DESTDIR)$(sysconfdir)/libvirt/hooks/qemu.d/50-vmguard'
+# It lets everything pass until `vmguard setup`. Whole at each moment: libvirt passes over a hook that is just not there. Made
+# beside qemu.d, where libvirt would run it.
+	install -d '$(DESTDIR)$(sysconfdir)/libvirt/hooks/qemu.d'
+	install -m 755 '$(DESTDIR)$(datadir)/vmguard/hook' '$(DESTDIR)$(sysconfdir)/libvirt/hooks/.50-vmguard.new'
+	mv -f '$(DESTDIR)$(sysconfdir)/libvirt/hooks/.50-vmguard.new' '$(DESTDIR)$(sysconfdir)/libvirt/hooks/qemu.d/50-vmguard'
 	install -d '$(DESTDIR)$(sysconfdir)/vmguard/vmguard.conf.d'
 	test -e '$(DESTDIR)$(sysconfdir)/vmguard/vmguard.conf' || \
 	    install -m 644 conf/vmguard.conf '$(DESTDIR)$(sysconfdir)/vmguard/vmguard.conf'

@@ -29,6 +29,8 @@ def read_devices(root: Element, uuid: str, found: Found) -> None:
     """All devices of a domain. `uuid` is the domain's, "" if it has none: libvirt names TPM state after it."""
     counts: Dict[str, int] = {}
     devices = [device for parent in root.all("devices") for device in parent.children if not device.namespace]
+    # The capability is the whole process's, whichever device it was asked for.
+    found.rawio = any(device.get("rawio") == "yes" for device in devices)
     serials = any(device.tag == "serial" for device in devices)
     for device in devices:
         order = counts.get(device.tag, 0)

@@ -40,10 +40,13 @@ def read_disk(disk: Element, order: int, found: Found) -> None:
     what = f"disk {name}"
     device = disk.get("device") or "disk"
     source = disk.first("source")
-    if device == "cdrom" or disk.first("readonly") is not None:
+    readonly = disk.first("readonly") is not None and not (device == "lun" and found.rawio)
+    if device == "cdrom" or readonly:
         access = Access.READ
     elif disk.first("shareable") is not None:
         access = Access.SHARE
+    elif source is not None and _is_shared_base(disk, source):
+        access = Access.READ
     else:
         # <transient/> as well: an overlay takes the writes, but a commit through the monitor would reach the disk.
         access = Access.WRITE
@@ -63,6 +66,17 @@ def read_disk(disk: Element, order: int, found: Found) -> None:
         found.use(use._replace(may_be_missing=optional, host_cached=cached, line=disk.line))
     if target_use is not None:
         found.use(target_use)
+
+
+def _is_shared_base(disk: Element, source: Element) -> bool:
+    """
+    Whether guests have the image in common as the base of overlays of their own: <transient shareBacking='yes'/>.
+
+    libvirt 7.4 opens it to read, and puts an overlay of that name on it before the guest runs; then that is the source.
+    """
+    transient = disk.first("transient")
+    shared = transient is not None and transient.get("shareBacking") == "yes"
+    return shared and ".TRANSIENT-" not in (source.get("file") or "")
 
 
 def _read_mirror(mirror: Element, what: str, found: Found) -> Optional[Use]:

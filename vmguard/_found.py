@@ -19,6 +19,8 @@ class Found:
         self.uses: List[Use] = []
         self.not_understood: List[NotUnderstood] = []
         self.remarks: List[NotUnderstood] = []
+        # Whether QEMU has CAP_SYS_RAWIO. With that a guest sends any SCSI command, to a unit that is opened to read as well.
+        self.rawio = False
         self._seen: Dict[str, int] = {}
 
     def use(self, use: Use) -> None:

@@ -14,6 +14,8 @@ def hostdev(device: Element, order: int, found: Found) -> None:
     kind, source = device.get("type"), device.first("source")
     if (device.get("mode") or "subsystem") != "subsystem":
         found.puzzle(what, f"its mode '{device.get('mode')}' is not known to QEMU guests", device.line)
+    elif kind == "mdev" and device.get("model") == "vfio-ccw":
+        found.puzzle(what, "which disk the channel device is cannot be seen", device.line)
     elif kind == "mdev":
         found.remark(what, "a mediated device is taken for no storage", device.line)
     elif source is None:
@@ -62,7 +64,7 @@ def _usb(source: Element, what: str, found: Found) -> None:
 
 
 def _scsi(device: Element, source: Element, what: str, found: Found) -> None:
-    if device.first("readonly") is not None:
+    if device.first("readonly") is not None and not found.rawio:
         access = Access.READ
     else:
         access = Access.SHARE if device.first("shareable") is not None else Access.WRITE

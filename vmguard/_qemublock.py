@@ -3,6 +3,7 @@
 
 from vmguard._disks import host_and_port, image_format
 from vmguard._found import host_path, number, pci_address
+from vmguard._light import re
 from vmguard._qemuopts import MAX_NESTING, BadOptions, Tree, branch_of, from_json, is_on, text_of
 from vmguard._typing import Dict, List, Optional, Set, Tuple
 from vmguard.domain import Access, Location, NetworkVolume, NvmeNamespace, Use
@@ -99,8 +100,8 @@ def named_file(name: str, what: str, access: Access, form: Optional[str], graph:
 def _from_url(protocol: str, rest: str, name: str) -> Location:
     base, _, transport = protocol.partition("+")
     if protocol == "rbd":
-        image = rest.partition(":")[0]
-        return NetworkVolume("rbd", image)
+        # Options follow after a colon; one that is part of a name has a backslash before it.
+        return NetworkVolume("rbd", re.sub(r"\\(.)", r"\1", re.split(r"(?<!\\):", rest)[0]))
     if protocol == "nbd" and not rest.startswith("//"):
         return _old_nbd(rest)
     if base == "nvme" and rest.startswith("//"):

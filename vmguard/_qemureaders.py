@@ -154,10 +154,10 @@ def _device(options: Tree, argument: Argument, graph: Graph, found: Found) -> Li
         if path is None:
             return []
         return [Use(what, host_path(path), Access.READ if is_on(options, "readonly") else Access.SHARE)]
-    if kind.startswith(("vhost-scsi", "vhost-vdpa")):
+    if kind.startswith(("vhost-scsi", "vhost-vdpa", "vfio-ccw")):
         raise BadOptions("which storage it has cannot be seen here")
-    if kind.startswith(("vhost-user-blk", "vhost-user-scsi")):
-        raise BadOptions("another process has the storage (vhost-user)")
+    if kind.startswith(("vhost-user-blk", "vhost-user-scsi", "vfio-user")):
+        raise BadOptions("another process has the storage (vhost-user, vfio-user)")
     if kind.startswith("vfio-") or kind.startswith("ivshmem"):
         found.remark(label, "it is taken for no storage", argument.line)
         return []

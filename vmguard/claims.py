@@ -173,7 +173,9 @@ class _Collection:
         writes = use.access is not Access.READ
         path = path_of(use.location)
         # First what can be named instead: a layer of LVM's is in use by the volume above it, too.
-        if writes and storage.not_writable:
+        # A directory that is shared keeps nobody out: its name need not be the same everywhere.
+        keeps_out = use.access is Access.WRITE or storage.kind != "directory"
+        if writes and keeps_out and storage.not_writable:
             raise Unguardable(use.what, path, storage.not_writable, storage.instead)
         if writes and storage.used_by_host:
             raise UsedByHost(use.what, path, storage.used_by_host)
@@ -227,7 +229,8 @@ class _Collection:
             self._direct[claim.identity] = direct
             return
         same_place = self._roots[claim.identity] == root and self._direct[claim.identity] == direct
-        if Mode.EXCLUSIVE in (known.mode, claim.mode) and not (same_place and known.mode is claim.mode):
+        # Of one place the XML may say more than the image's header: a backing file that a commit writes.
+        if Mode.EXCLUSIVE in (known.mode, claim.mode) and not (same_place and known.mode is Mode.EXCLUSIVE):
             raise NamedTwice(known, claim)
         if claim.mode is Mode.HOST and known.mode is Mode.SHARED:
             self.claims[claim.identity] = claim  # this host alone, which includes being one of its readers

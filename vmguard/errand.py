@@ -20,7 +20,7 @@ from vmguard.config import load
 from vmguard.errors import CannotTell, Error, Refused
 from vmguard.instance import Instance
 from vmguard.leases import Lease, client
-from vmguard.report import sentence
+from vmguard.report import message, of_running, sentence
 
 # How often the owners of the leases are looked at: at first in steps of this, then less and less.
 _FIRST_PAUSE, _LAST_PAUSE = 0.03, 0.5  # seconds
@@ -81,7 +81,7 @@ def main(arguments: List[str]) -> int:
         _run(instance_id)
         os.unlink(_lock_path(instance_id))
     except Error as error:
-        events.record("errand-failed", str(error), instance=instance_id)
+        events.record("errand-failed", message(error), instance=instance_id)
         return 1
     except Exception:
         import traceback
@@ -200,7 +200,7 @@ def _hand_over(instance_id: str) -> None:
         except CannotTell as error:
             # sanlock or the store are away for a while. The guest is protected as it is.
             if pause >= _LAST_PAUSE and not waits:
-                events.record("errand-waits", str(error), domain=one.name, instance=one.id)
+                events.record("errand-waits", of_running(error, one.name), domain=one.name, instance=one.id)
                 waits = True
         time.sleep(pause)
         pause = min(pause * 1.4, _LAST_PAUSE)

@@ -76,8 +76,10 @@ def _rotate(fd: int) -> None:
 
 
 def _line(entry: Any) -> str:
-    """What has happened; to whom, where there is no more to say."""
-    return f"{entry['event']}: {entry['text'] or entry.get('domain', '')}"
+    """What has happened, and to whom."""
+    text, domain = entry["text"], entry.get("domain") or ""
+    whose = f"{domain}: " if text and domain and domain not in text else ""
+    return f"{entry['event']}: {whose}{text or domain}"
 
 
 def _tell_system(entry: Any) -> None:

@@ -43,7 +43,7 @@ def collect(
     if config.store is None:
         raise Misconfigured("/etc/vmguard", "this host was not set up", "run `vmguard setup`")
     if force and not repair:
-        raise BadRequest("--force goes with --repair")
+        raise BadRequest("--force is for --repair only", "vmguard gc --repair --force 'REASON'")
     found: List[Found] = []
     with hostlock.held():
         found += _broken_records(dry_run)

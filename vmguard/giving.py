@@ -20,7 +20,7 @@ from vmguard.instance import Instance, Want
 from vmguard.leases import Lease, client, slots
 from vmguard.member import Here
 from vmguard.owning import hand_over, qemu_of, unwatch_orphans
-from vmguard.report import sentence
+from vmguard.report import message, of_running
 from vmguard.taking import PATIENCE, has
 from vmguard.writers import pass_over, write_note, writer_of
 
@@ -41,7 +41,7 @@ def sweep(this: Here, starting: Optional[Tuple[str, Process]] = None) -> List[In
         except Error as error:
             # A lease that another guest has lost, too: that must not keep this one from starting.
             word = "sweep-failed" if isinstance(error, CannotTell) else "alarm"
-            events.record(word, sentence(error, one.name), domain=one.name, instance=one.id)
+            events.record(word, of_running(error, one.name), domain=one.name, instance=one.id)
             keep = one
             if isinstance(error, LeaseLost) and one.state == "held":
                 errand.see_to(one)  # as in `started`: the guest has to end
@@ -135,7 +135,7 @@ def _give_back_or_note(want: Want, one: Instance, this: Here, connection: client
                 give_back(slots.drain(lease), False, claim, this, connection)
         give_back(lease, claim.mode is Mode.SHARED, claim, this, connection)
     except LeaseDamaged as error:
-        events.record("damaged", sentence(error, ""), identity=claim.identity)
+        events.record("damaged", message(error), identity=claim.identity)
 
 
 def _say_nothing_was_written(claim: Claim, lease: Lease, this: Here) -> None:

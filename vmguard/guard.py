@@ -52,6 +52,7 @@ from vmguard.report import sentence
 from vmguard.storage.facts import LiveFacts
 from vmguard.surprise import look
 from vmguard.taking import take, wants_of
+from vmguard.text import typed
 
 
 def migrate(xml: bytes, libvirtd: Process) -> bytes:
@@ -247,7 +248,8 @@ def started(xml: bytes, libvirtd: Process) -> None:
                 if instance.pending(held):
                     errand.see_to(held)
                 return
-    events.record("unguarded", "a guest has started that prepare did not see", domain=name, uuid=uuid)
+    text = "it was started without a check, and has no leases: vmguardd takes them, or a restart of libvirt's daemon"
+    events.record("unguarded", text, domain=name, uuid=uuid)
 
 
 def leave_to_errand(name: str) -> None:
@@ -342,8 +344,10 @@ def adopt(domain: Domain, libvirtd: Process, this: Here) -> None:
     held = admit(domain, needs, None, others, this, libvirtd, tolerance)
     look(hand_over(held, qemu, this), qemu, this)
     report_tolerated(domain, tolerance)
-    word = "alarm" if tolerance.objections else "adopted"
-    events.record(word, f"{domain.name} ran without leases", domain=domain.name, uuid=domain.uuid)
+    word, text = "adopted", f"{domain.name} ran without leases, and has them now"
+    if tolerance.objections:
+        word, text = "alarm", f"{domain.name} runs without leases that it needs: `vmguard explain {typed(domain.name)}`"
+    events.record(word, text, domain=domain.name, uuid=domain.uuid)
 
 
 def only_watches() -> bool:

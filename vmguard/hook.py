@@ -22,7 +22,7 @@ from vmguard._typing import Callable, Dict, List
 from vmguard._xml import MAX_BYTES
 from vmguard.config import load
 from vmguard.errors import Error, Late, Misconfigured, Refused
-from vmguard.report import sentence
+from vmguard.report import bug_words, of_running, sentence
 
 REFUSE = 1
 END_GUEST = 3
@@ -68,7 +68,8 @@ def answer(operation: str, name: str, xml: bytes, libvirtd: int) -> deadline.Out
             OPERATIONS[operation](xml, caller)
         return 0, ""
     except Error as error:
-        status, text = status_of(operation, error), sentence(error, name)
+        status = status_of(operation, error)
+        text = sentence(error, name) if status else of_running(error, name)
         event = {REFUSE: "refused", END_GUEST: "ended"}.get(status, "alarm")
         took = round(time.clock_gettime(time.CLOCK_BOOTTIME) - host.began(), 3)
         events.record(event, text, domain=name, operation=operation, error=type(error).__name__, took=took)
@@ -86,16 +87,15 @@ def outcome_of(operation: str, name: str, xml: bytes, libvirtd: int) -> deadline
     try:
         return deadline.run(seconds, lambda: answer(operation, name, xml, libvirtd))
     except Late as error:
-        text = sentence(error, name)
         status = 0 if error.tolerated else status_of(operation, error)
+        text = sentence(error, name) if status else of_running(error, name)
         events.record("refused" if status else "late", text, domain=name, operation=operation, reason=error.tolerated)
         if operation in LATER:
             guard.leave_to_errand(name)
         return status, text
     except deadline.Bug as bug:
         events.record("bug", str(bug), domain=name, operation=operation)
-        why = f"vmguard: an error in vmguard itself, nothing is known about this guest. {events.path()} has the trace"
-        return status_of(operation, Error()), why
+        return status_of(operation, Error()), bug_words(name)
 
 
 def main(arguments: List[str]) -> int:

@@ -38,7 +38,7 @@ from vmguard.leases import Lease, client, lockspace, slots
 from vmguard.leases.store import Store
 from vmguard.member import Here, here
 from vmguard.owning import qemu_of
-from vmguard.report import sentence
+from vmguard.report import of_running
 from vmguard.taking import HELD_HERE, MOMENT, OWNED, PATIENCE, acquire
 from vmguard.writers import write_notes, writer_of
 
@@ -189,11 +189,11 @@ def _take_back(running: List[Tuple[Instance, Process]], this: Here) -> Joined:
                 continue
             instance.write(_again(one, qemu, this))
         except (InUse, LeaseLost) as error:
-            events.record("killed", sentence(error, one.name), domain=one.name, uuid=one.uuid, pid=qemu.pid)
+            events.record("killed", of_running(error, one.name), domain=one.name, uuid=one.uuid, pid=qemu.pid)
             _signal(qemu, signal.SIGKILL)
             killed.append(one.name)
         except CannotTell as error:
-            events.record("alarm", sentence(error, one.name), domain=one.name, uuid=one.uuid, pid=qemu.pid)
+            events.record("alarm", of_running(error, one.name), domain=one.name, uuid=one.uuid, pid=qemu.pid)
             unsure.append(one.name)
         else:
             _signal(qemu, signal.SIGCONT)

@@ -2,15 +2,15 @@
 """
 Errors as sentences: what happened, to which disk of which domain, who is in the way, what to do.
 
-The only place with prose. `sentence` is for a start that was refused (it is what `virsh start` prints), `message` for
-commands.
+The only place with prose. `sentence` is for a start that was refused (it is what `virsh start` prints), `of_running` for a
+guest that runs or has ended, `message` for commands.
 """
 
 import errno as errnos
 import os
 import time
 
-from vmguard import errors
+from vmguard import errors, events
 from vmguard._typing import TYPE_CHECKING, Callable, Dict, List, Optional
 from vmguard.claims import Claim
 from vmguard.text import duration, moment, plain, quoted, typed
@@ -43,17 +43,31 @@ def sentence(error: errors.Error, domain: str, now: Optional[float] = None) -> s
     return "\n".join(lines)
 
 
+def of_running(error: errors.Error, domain: str, now: Optional[float] = None) -> str:
+    """The same about a guest that runs, or has run: nobody was refusing its start. For the log of events."""
+    if isinstance(error, errors.LeaseLost):
+        lines = [f"vmguard: domain {quoted(domain)}: the lease of {error.claim.what} was lost.", *_lost(error)]
+        do = "see who has written it (`vmguard audit`), check its filesystem, then start the guest"
+        return "\n".join([*lines, f"  do:    {do}"])
+    return sentence(error, "", now).replace("vmguard: ", f"vmguard: domain {quoted(domain)}: ", 1)
+
+
+def bug_words(domain: str) -> str:
+    """The text of a start that an error of vmguard's own has ended."""
+    return "\n".join(
+        [
+            _head(domain, "an error in vmguard itself; nothing is known about its disks."),
+            f"  why:   {events.path()} has the trace",
+            "  do:    start it again. If that fails too, report the trace; mode = off (vmguard.conf(5)) starts guests",
+            "         unguarded meanwhile",
+        ]
+    )
+
+
 def message(error: errors.Error) -> str:
     """The text of an error that a command ends with."""
     if isinstance(error, errors.HostIdTaken):
-        how = "is renewing it right now" if error.live else "has claimed it"
-        return "\n".join(
-            [
-                f"host id {error.host_id} is taken in {plain(error.store)}: {error.by} {how}.",
-                "do:  use another one (vmguard setup --host-id auto finds a free one)."
-                + (" A cloned host image? Give this host its own /etc/machine-id." if error.live else ""),
-            ]
-        )
+        return f"host id {error.host_id} is taken in {plain(error.store)}: {_taken_by(error)}.\ndo:  {_free_id(error)}"
     if isinstance(error, errors.Misconfigured):
         return f"{plain(error.where)}: {error.why}" + (f"\ndo:  {error.remedy}" if error.remedy else "")
     if isinstance(error, errors.BadRequest):
@@ -83,6 +97,9 @@ def not_open_words(claim: Claim) -> str:
 
 # -- one function a kind -----------------------------------------------------------------------------------------------
 
+# What only a refused start is told.
+_AGAIN = ", then start it again"
+
 
 def _head(domain: str, why: str) -> str:
     return f"vmguard: domain {quoted(domain)} was not started: {why}" if domain else f"vmguard: {why}"
@@ -105,7 +122,7 @@ def _in_use(error: errors.InUse, domain: str, now: float) -> List[str]:
     for holder in holders:
         lines.append(f"  by:    {_holder(holder, claim, now)}")
     if not holders:
-        lines.append("  by:    somebody who let go of it this moment")
+        lines.append("  by:    somebody who has let go of it since")
     lines.append(f"  do:    {_in_use_remedy(error, domain)}")
     return lines
 
@@ -146,9 +163,13 @@ def _in_use_remedy(error: errors.InUse, domain: str) -> str:
             f"if {_where(first)} is really down, wait: its leases end by themselves, within minutes, and the start"
             " then succeeds. `vmguard status` shows how far that is"
         )
+    if first.slot == "drain":
+        return f"wait until {_where(first)} has written them, some seconds as a rule, and start it again"
     who = quoted(first.domain) if first.domain else "whoever has it"
     if error.claim.identity.startswith("vm:"):
         return f"use it where it runs, or stop it there: virsh shutdown {typed(first.domain or '')}, on {_where(first)}"
+    if not domain:
+        return f"stop {who} on {_where(first)}, or take the disk away from the guest that came to it"
     return (
         f"stop {who} on {_where(first)}, or give {quoted(domain)} a disk of its own"
         f" (`vmguard explain {typed(domain)}` shows how both names lead to one disk)"
@@ -169,7 +190,9 @@ def _unguardable(error: errors.Unguardable, domain: str, now: float) -> List[str
         _head(domain, f"{error.what} cannot be guarded."),
         _place(error.what, error.path),
         f"  why:   {error.why}",
-        f"  do:    name {plain(error.instead)} instead" if error.instead else "  do:    move it to other storage",
+        f"  do:    name {plain(error.instead)} instead"
+        if error.instead
+        else "  do:    move it to other storage, such as a volume of LVM, or a file on ext4, XFS, GFS2 or NFS",
     ]
 
 
@@ -194,9 +217,9 @@ def _local_store(error: errors.LocalStore, domain: str, now: float) -> List[str]
 
 def _no_watchdog(error: errors.NoWatchdog, domain: str, now: float) -> List[str]:
     return [
-        _head(domain, "its leases could not be made to protect it."),
-        "  why:   libvirt has not loaded its sanlock plugin, so QEMU cannot own its leases; and sanlock runs without a",
-        "         watchdog that would reset the host when leases are lost",
+        _head(domain, "if it lost its leases, it would run on, beside the next guest that gets its disks."),
+        "  why:   libvirt has not loaded its sanlock plugin, so sanlock could not stop QEMU; and sanlock runs without a",
+        "         watchdog that would reset this host",
         "  do:    install the plugin (Debian 12: libvirt-sanlock), run vmguard setup, restart libvirtd (guests keep",
         "         running); or run sanlock with wdmd; or accept it: without_watchdog = accept in vmguard.conf",
     ]
@@ -205,17 +228,24 @@ def _no_watchdog(error: errors.NoWatchdog, domain: str, now: float) -> List[str]
 def _lease_lost(error: errors.LeaseLost, domain: str, now: float) -> List[str]:
     return [
         _head(domain, f"the lease of {error.claim.what} was lost while it started; it was stopped at once."),
+        *_lost(error),
+        "  do:    start it again; if that fails, look at `vmguard status` and /var/log/sanlock.log",
+    ]
+
+
+def _lost(error: errors.LeaseLost) -> List[str]:
+    found = "it is gone" if error.found is None else f"its version is {error.found}"
+    expected = "" if error.expected is None else f", and it was held at version {error.expected}"
+    return [
         _place(error.claim.what, error.claim.path),
-        f"  why:   held at version {error.expected}, found {error.found if error.found is not None else 'nothing'}:"
-        " somebody may have written in between",
-        "  do:    start it again; if that fails, look at `vmguard status` and the log of sanlock",
+        f"  why:   {found}{expected}: another guest may have written the disk in between",
     ]
 
 
 def _not_coming(error: errors.NotComing, domain: str, now: float) -> List[str]:
     return [
         _head(domain, "it was announced as a guest that migrates in, and was then started here."),
-        "  do:    start it again: it is then checked as a start",
+        "  do:    start it again: it is then checked as any other start",
     ]
 
 
@@ -240,13 +270,13 @@ def _state_stale(error: errors.StateStale, domain: str, now: float) -> List[str]
     lines = [_head(domain, "the saved state does not fit its disks any more.")]
     if error.how == "other":
         lines.append(_place(claim.what, claim.path))
-    started = f"started {moment(writer.since)} ({duration(now - writer.since)} ago)" if writer.since is not None else ""
+    started = f", started {moment(writer.since)} ({duration(now - writer.since)} ago)" if writer.since is not None else ""
     return [
         *lines,
         f"  why:   {why}",
-        f"  by:    domain {quoted(writer.domain or '?')} on {_where(writer)}, {started}",
+        f"  by:    domain {quoted(writer.domain or '?')} on {_where(writer)}{started}",
         "  do:    discard the state and start the guest afresh (virsh managedsave-remove, virsh start --force-boot). To",
-        f"         restore it all the same, and lose what was written since: vmguard override {typed(domain)}",
+        f"         restore it all the same, and lose what was written since: vmguard override {typed(domain)} --reason '...'",
     ]
 
 
@@ -256,15 +286,16 @@ def _state_unproven(error: errors.StateUnproven, domain: str, now: float) -> Lis
         domain,
         f"nothing shows that nobody has written {error.claim.what} since its state was saved{saved}",
         f"{plain(error.claim.path)}: its lease was held in between, and no note says whether it was written",
-        f"if you know that nobody has: vmguard override {typed(domain)}; else discard the state and start the guest afresh",
+        f"if you know that nobody has: vmguard override {typed(domain)} --reason '...'; else discard the state and start the"
+        " guest afresh (virsh managedsave-remove)",
     )
 
 
 def _cannot_tell(domain: str, what: str, why: str, do: str) -> List[str]:
     return [
-        _head(domain, f"vmguard cannot tell whether it is safe: {what}."),
+        _head(domain, f"vmguard cannot tell whether it is safe: {what}." if domain else f"{what}."),
         f"  why:   {why}",
-        f"  do:    {do}",
+        f"  do:    {do if domain else do.replace(_AGAIN, '')}",
     ]
 
 
@@ -274,7 +305,7 @@ def _bad_domain(error: errors.BadDomain, domain: str, now: float) -> List[str]:
 
 
 def _unresolvable(error: errors.Unresolvable, domain: str, now: float) -> List[str]:
-    what = error.what or "a disk"
+    what = error.what or plain(error.path)
     do = "make the path available on this host, or correct it in the definition"
     volume = None
     if error.missing:
@@ -284,15 +315,15 @@ def _unresolvable(error: errors.Unresolvable, domain: str, now: float) -> List[s
     if volume:
         # -asy is -ay where no lock manager keeps the group
         do = f"if it is a volume of LVM, which is not active on this host: lvchange -asy {volume}; else {do}"
-    return _cannot_tell(domain, f"what {what} is could not be found out", f"{plain(error.path)}: {error.why}", do)
+    return _cannot_tell(domain, f"it could not find out what {what} is", f"{plain(error.path)}: {error.why}", do)
 
 
 def _sanlock_failed(error: errors.SanlockFailed, domain: str, now: float) -> List[str]:
     words = CODES.get(error.code) or (os.strerror(-error.code) if -200 < error.code < 0 else "an error")
     return _cannot_tell(
         domain,
-        f"sanlock could not {error.call} a lease",
-        f"{plain(error.about)}: {words} (sanlock {error.code})",
+        f"a call to sanlock failed ({error.call})",
+        f"{plain(error.about)}{': ' if error.about else ''}{words} (sanlock {error.code})",
         "look at `vmguard status` and /var/log/sanlock.log, then start it again",
     )
 
@@ -309,13 +340,16 @@ def _sanlock_down(error: errors.SanlockDown, domain: str, now: float) -> List[st
 def _not_joined(error: errors.NotJoined, domain: str, now: float) -> List[str]:
     if error.joining:
         return _cannot_tell(
-            domain, "this host is just joining the lockspace", plain(error.lockspace), "start it again in a moment"
+            domain,
+            "this host is just joining the lockspace",
+            f"{plain(error.lockspace)}: leases can be taken once that is done, within a minute as a rule",
+            "wait, then start it again",
         )
     return _cannot_tell(
         domain,
         "this host is not a member of the lockspace",
-        plain(error.lockspace),
-        "run `vmguard join`, start it again",
+        f"{plain(error.lockspace)}: no lease can be taken without that",
+        "run `vmguard join`, which says what stands in its way, then start it again",
     )
 
 
@@ -333,7 +367,7 @@ def _lease_damaged(error: errors.LeaseDamaged, domain: str, now: float) -> List[
     return _cannot_tell(
         domain,
         "a lease is damaged",
-        f"{plain(error.path)}: {words}",
+        f"{plain(error.path)}, the lease of {plain(error.identity)}: {words}",
         "run `vmguard gc --repair`: it makes damaged leases anew where nobody can be holding them",
     )
 
@@ -343,20 +377,24 @@ def _store_broken(error: errors.StoreBroken, domain: str, now: float) -> List[st
         domain,
         "the lease store cannot be used",
         f"{plain(error.path)}: {error.why}",
-        error.remedy or "mount or mend the store, then start it again",
+        error.remedy or "mount or mend the store (docs/recovery.md lists what can be wrong with it), then start it again",
     )
 
 
 def _record_broken(error: errors.RecordBroken, domain: str, now: float) -> List[str]:
     return _cannot_tell(
-        domain, "the records of this host cannot be used", f"{plain(error.path)}: {error.why}", "run `vmguard gc`"
+        domain,
+        "the records of this host cannot be used",
+        f"{plain(error.path)}: {error.why}",
+        "make room if /run is full, run `vmguard gc`, which puts damaged records aside, then start it again",
     )
 
 
 def _late(error: errors.Late, domain: str, now: float) -> List[str]:
+    late = f"there was no answer within {error.seconds:g} seconds"
     return _cannot_tell(
         domain,
-        f"there was no answer within {error.seconds:g} seconds",
+        late if error.seconds else "libvirt did not wait for the answer",
         f"it was {plain(error.doing)}",
         "see whether the storage and sanlock answer (`vmguard status`), then start it again",
     )
@@ -371,8 +409,23 @@ def _misconfigured(error: errors.Misconfigured, domain: str, now: float) -> List
     )
 
 
+def _host_id_taken(error: errors.HostIdTaken, domain: str, now: float) -> List[str]:
+    why = f"{plain(error.store)}: {_taken_by(error)}"
+    return _cannot_tell(domain, f"the host id {error.host_id} of this host is taken", why, _free_id(error))
+
+
+def _taken_by(error: errors.HostIdTaken) -> str:
+    return f"{plain(error.by)} {'is renewing it right now' if error.live else 'has claimed it'}"
+
+
+def _free_id(error: errors.HostIdTaken) -> str:
+    cloned = ". A cloned host image? Give this host its own /etc/machine-id first" if error.live else ""
+    return f"use another one: `vmguard setup --host-id auto` finds one that is free{cloned}"
+
+
 def _anything(error: errors.Error, domain: str, now: float) -> List[str]:
-    return _cannot_tell(domain, "something went wrong", f"{type(error).__name__}: {error}", "see the log of vmguard")
+    do = "look into /var/log/vmguard/events.jsonl, and report this"
+    return _cannot_tell(domain, "something went wrong", f"{type(error).__name__}: {error}", do)
 
 
 _REFUSALS: Dict[type, Callable[..., List[str]]] = {
@@ -399,5 +452,5 @@ _REFUSALS: Dict[type, Callable[..., List[str]]] = {
     errors.RecordBroken: _record_broken,
     errors.Late: _late,
     errors.Misconfigured: _misconfigured,
-    errors.HostIdTaken: _misconfigured,
+    errors.HostIdTaken: _host_id_taken,
 }

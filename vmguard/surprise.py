@@ -17,7 +17,7 @@ from vmguard.instance import Instance, Want
 from vmguard.leases import client
 from vmguard.member import Here, Tolerance
 from vmguard.owning import hand_over
-from vmguard.report import sentence
+from vmguard.report import of_running
 from vmguard.taking import has, take, wants_of
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def look(one: Instance, qemu: Process, this: Here) -> Instance:
     try:
         findings = inspect(one, qemu)
     except CannotTell as error:
-        events.record("not-inspected", sentence(error, one.name), domain=one.name, uuid=one.uuid)
+        events.record("not-inspected", of_running(error, one.name), domain=one.name, uuid=one.uuid)
         return one
     _see_copying(one, [finding.opened for finding in findings.objects if finding.opened.active], this)
     # What waits for its guest shows when that has arrived: we look again then.
@@ -113,7 +113,7 @@ def _claim(
             raise
         else:
             # What it only reads does no damage to anybody but itself.
-            events.record("alarm", sentence(error, one.name), domain=one.name, uuid=one.uuid, identity=claim.identity)
+            events.record("alarm", of_running(error, one.name), domain=one.name, uuid=one.uuid, identity=claim.identity)
         return _with(Want(claim, missing=True, contested=against is not None), one)
     one = _with(taken, one)
     instance.forget(extra)

@@ -15,6 +15,7 @@ from vmguard.errors import CannotTell, Error, Holder, StateStale, StateUnproven
 from vmguard.instance import Instance, Want
 from vmguard.leases import Note, Writer, client
 from vmguard.member import Here, Tolerance
+from vmguard.report import message
 
 
 def last_writers(taken: Instance, this: Here, tolerance: Tolerance) -> List[Optional[Writer]]:
@@ -97,7 +98,7 @@ def pass_over(claim: Claim, lver: int, this: Here) -> None:
         if note is not None and note.lver == lver - 1 and note.writer is not None:
             this.store.write_note(note._replace(lver=lver, host_id=this.host_id, generation=this.generation))
     except CannotTell as error:
-        events.record("no-note", str(error), identity=claim.identity)
+        events.record("no-note", message(error), identity=claim.identity)
 
 
 def write_notes(want: Want, owner: Instance, this: Here, writer: Optional[Writer]) -> None:
@@ -135,7 +136,7 @@ def write_note(want: Want, owner: Instance, this: Here, slot: str, lver: int, wr
             note = note._replace(restored=_restored(owner, this), disks=disks)
         this.store.write_note(note)
     except CannotTell as error:
-        events.record("no-note", str(error), identity=claim.identity)
+        events.record("no-note", message(error), identity=claim.identity)
 
 
 # More than fit on a machine of libvirt (a note has 64 KiB).

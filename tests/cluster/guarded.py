@@ -80,7 +80,12 @@ class Guarded(Machines):
         parts = f"{self.disks[0].by_id}-part1 {self.disks[1].by_id}"
         first.shell(f"pvcreate -y --config global/use_lvmlockd=0 {parts}", within=120)
         first.shell(f"vgcreate --shared --lock-type sanlock {VG} {parts}", within=120)
-        each(self.hosts, lambda node: node.shell("systemctl start dlm; vgchange --lock-start", within=120))
+        # The other nodes may not have heard yet that there is a group, or made the device of its leases.
+        def start_locks(node: Node) -> None:
+            words = "systemctl start dlm; vgchange --lock-start"
+            eventually(lambda: not node.shell(words, check=False, within=120).status, f"{node} has its locks", 120, 1)
+
+        each(self.hosts, start_locks)
         self.volume("shared", 1024)
         for node in self.hosts:
             # sanlock may wait for the end of the node's own earlier life, longer than systemd's 90 seconds for a device.

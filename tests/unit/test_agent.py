@@ -587,6 +587,35 @@ def test_what_is_wrong_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert defining.known() == {}
 
 
+def test_a_change_is_judged_though_another_definition_went(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that goes while it is judged spoils that turn for all; the next one has them."""
+    monkeypatch.setattr(paths, "RUN", str(tmp_path))
+    monkeypatch.setattr(defining, "DEFINITIONS", str(tmp_path))
+    monkeypatch.setattr(defining, "_SETTLES", 0.0)
+    turns: List[List[str]] = []
+
+    async def lint(words: List[str], _stdin: str, _seconds: float) -> work.Ended:
+        turns.append([os.path.basename(word) for word in words if word.endswith(".xml")])
+        return work.Ended(2, "gone.xml: there is no such file" if len(turns) == 2 else '{"findings": []}')
+
+    monkeypatch.setattr(work, "program", lint)
+
+    async def turn() -> None:
+        definitions = defining.Definitions(lambda *_words, **_data: None)
+        keeping = asyncio.ensure_future(definitions.keep())
+        for number, names in enumerate((["web", "gone"], ["db"]), 2):
+            for name in names:
+                (tmp_path / f"{name}.xml").touch()
+                definitions.changed(name)
+            while len(turns) < number:
+                await asyncio.sleep(0.01)
+            (tmp_path / "gone.xml").unlink(missing_ok=True)
+        keeping.cancel()
+
+    asyncio.run(asyncio.wait_for(turn(), 10))
+    assert turns == [[], ["gone.xml", "web.xml"], ["db.xml", "web.xml"]]
+
+
 def test_a_record_of_before_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the members that came later."""
     monkeypatch.setattr(paths, "RUN", str(tmp_path))

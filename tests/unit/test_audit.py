@@ -217,7 +217,7 @@ def test_the_journal_gets_fields(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         name, _, rest = data.partition(b"\n")
         size = int.from_bytes(rest[:8], "little")
         fields[name], data = rest[8 : 8 + size], rest[8 + size + 1 :]
-    assert fields[b"MESSAGE"] == b"conflict: two\nlines" and fields[b"PRIORITY"] == b"4"
+    assert fields[b"MESSAGE"] == b"conflict: web: two\nlines" and fields[b"PRIORITY"] == b"4"
     assert fields[b"VMGUARD_DOMAIN"] == b"web" and fields[b"VMGUARD_DISKS"] == b"[1]"
     assert fields[b"VMGUARD_EVENT"] == b"conflict" and fields[b"SYSLOG_IDENTIFIER"] == b"vmguard"
 

@@ -9,7 +9,7 @@ from vmguard import claims
 from vmguard.claims import Mode, late_needs, needs_of
 from vmguard.domain import Access, Domain, HostPath, NotUnderstood, Use
 from vmguard.errors import BadDomain, NamedTwice, Unguardable, Unresolvable, UsedByHost
-from vmguard.storage import Storage
+from vmguard.storage import Layer, Storage
 
 DISK = Storage("lun:disk", "/dev/sda", "lun", others_see_it=True)
 PV = Storage("part:lun:disk/1", "/dev/sda1", "partition", under=(DISK,))
@@ -26,6 +26,8 @@ WORLD: Dict[str, Tuple[Storage, ...]] = {
     "/dev/sdc": (Storage("lun:c", "/dev/sdc", "lun", used_by_host="mounted on /srv"),),
     "/dev/rbd0": (Storage("rbd:p/i", "/dev/rbd0", "rbd", also=("dev:x/rbd0",)),),
     "/dev/null": (),
+    "/srv/": (Storage("file:host-boot/7", "/srv/", "directory", not_writable="this host serves it by NFS"),),
+    "/srv/a.img": (Storage("file:host-boot/8", "/srv/a.img", "file", not_writable="this host serves it by NFS"),),
 }
 
 
@@ -117,6 +119,15 @@ def test_what_the_xml_and_the_header_both_say_is_said_once() -> None:
     assert modes(use("/a.img", backing=(data, data)))["file:fs/2"] is Mode.EXCLUSIVE
 
 
+def test_a_backing_file_that_a_commit_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The live XML says that it is written; by the header of the image above it is a backing file like any other."""
+    base = Layer(HostPath("/base.img"), "raw", "backing", "/base.img")
+    monkeypatch.setattr(claims, "chain", lambda path, format, facts: (base,))
+    written = use("/base.img", Access.WRITE, "disk vda, backing file 1")
+    found = modes(use("/a.img", format="qcow2", backing=(written,)))
+    assert found["file:fs/1"] is found["file:fs/2"] is Mode.EXCLUSIVE
+
+
 def test_refusals_name_the_place() -> None:
     with pytest.raises(Unguardable) as leg:
         needs_of(domain(use("/dev/sdb")), FACTS)
@@ -132,6 +143,13 @@ def test_refusals_name_the_place() -> None:
 @pytest.mark.parametrize("path", ["/dev/sdb", "/dev/sdc"])
 def test_reading_them_is_no_danger(path: str) -> None:
     needs_of(domain(use(path, Access.READ)), FACTS)
+
+
+def test_a_directory_that_guests_share_needs_no_name_that_all_hosts_know() -> None:
+    assert modes(use("/srv/", Access.SHARE, "filesystem 0"))["file:host-boot/7"] is Mode.SHARED
+    for path, access in (("/srv/", Access.WRITE), ("/srv/a.img", Access.SHARE)):
+        with pytest.raises(Unguardable):
+            needs_of(domain(use(path, access)), FACTS)
 
 
 def test_what_does_not_exist_yet_is_late() -> None:

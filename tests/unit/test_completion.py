@@ -64,6 +64,18 @@ def test_what_is_offered(script: Path, words: List[str], found: List[str]) -> No
     assert sorted(asked(script, *words)) == sorted(found)
 
 
+def test_a_guest_may_be_called_anything(script: Path, tmp_path: Path) -> None:
+    """Whoever may name a guest must not have a command run by root's TAB."""
+    name = f"$(cd {tmp_path} && touch x) y"
+    text = ASK.replace("web1 web2 db", f"'{name}' db")
+    command = ["bash", "--norc", "-c", text.format(library=LIBRARY, script=script), "bash", "vmguard", "explain", ""]
+    offered = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
+    assert not (tmp_path / "x").exists()
+    # As it is to stand on the command line.
+    printed = subprocess.run(["bash", "-c", f"printf '%s\\n' {' '.join(offered)}"], stdout=subprocess.PIPE, text=True, check=True)
+    assert printed.stdout.splitlines() == [name, "db"]
+
+
 def test_paths(script: Path, tmp_path: Path) -> None:
     (tmp_path / "leases").mkdir()
     assert asked(script, "setup", "--store", f"{tmp_path}/l") == [f"{tmp_path}/leases"]

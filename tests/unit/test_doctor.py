@@ -97,6 +97,19 @@ def test_sanlock_without_watchdog(
     assert severities(sanlock.watchdog(here)) == [severity]
 
 
+@pytest.mark.parametrize("manager, severity", [("sanlock", WARNING), ("lockd", ERROR)])
+def test_no_watchdog_while_libvirt_sleeps(
+    here: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, manager: str, severity: Severity
+) -> None:
+    """Its daemon ends when nobody asks and no guest runs; what counts then is what it will load."""
+    here.daemon.use_watchdog = False
+    monkeypatch.setattr(here, "libvirt", lambda: [])
+    monkeypatch.setattr(others, "LIBVIRT", str(tmp_path))
+    (tmp_path / "qemu.conf").write_text(f'lock_manager = "{manager}"\n')
+    (tmp_path / "qemu-sanlock.conf").write_text("auto_disk_leases = 0\nrequire_lease_for_disks = 0\n")
+    assert severities(sanlock.watchdog(here)) == [severity]
+
+
 # -- names and times -------------------------------------------------------------------------------------------------------
 
 
@@ -195,9 +208,25 @@ def test_plugin(here: Host, monkeypatch: pytest.MonkeyPatch, loaded: Optional[bo
     assert severities(libvirt.plugin(here)) == [severity]
 
 
-def test_no_plugin(here: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_that_the_plugin_has_not_read(here: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(others, "LIBVIRT", str(tmp_path))
+    (tmp_path / "qemu.conf").write_text('lock_manager = "sanlock"\n')
+    (tmp_path / "qemu-sanlock.conf").write_text("auto_disk_leases = 0\nrequire_lease_for_disks = 0\n")
+    for began, severity in ((60, OK), (-60, WARNING)):
+        monkeypatch.setattr(daemons, "started_at", lambda _, began=began: time.time() + began)
+        assert severities(libvirt.register_only(here)) == [severity]
+
+
+@pytest.mark.parametrize("manager, severity", [('"lockd"', WARNING), ('"sanlock"', ERROR), ("'sanlock'", ERROR)])
+def test_no_plugin(
+    here: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, manager: str, severity: Severity
+) -> None:
+    """Removed from a host that is set up, it keeps libvirt's daemon from its next start."""
     monkeypatch.setattr(daemons, "plugin", lambda: None)
+    monkeypatch.setattr(others, "LIBVIRT", str(tmp_path))
     assert severities(libvirt.plugin(here)) == [WARNING]
+    (tmp_path / "qemu.conf").write_text(f"lock_manager = {manager}\n")
+    assert severities(libvirt.plugin(here)) == [severity]
 
 
 # -- denials, versions -----------------------------------------------------------------------------------------------------
@@ -210,6 +239,8 @@ def test_no_plugin(here: Host, monkeypatch: pytest.MonkeyPatch) -> None:
         ('audit: apparmor="DENIED" operation="open" profile="firefox" name="/x"\n', OK, ""),
         ('audit: apparmor="DENIED" profile="libvirtd" name="/usr/lib/vmguard/x" requested_mask="x"\n', ERROR, "apparmor"),
         ("audit: avc:  denied  { write } for comm=\"sanlock\" scontext=x\n", ERROR, "setsebool"),
+        ("audit: avc:  denied  { write } for comm=\"sanlock\" permissive=0\n", ERROR, "setsebool"),
+        ("audit: avc:  denied  { write } for comm=\"sanlock\" permissive=1\n", WARNING, "setsebool"),
     ],
 )
 def test_denials(here: Host, log: str, severity: Severity, fix: str) -> None:
@@ -221,6 +252,15 @@ def test_denials(here: Host, log: str, severity: Severity, fix: str) -> None:
 
 def test_denials_in_the_log_of_auditd(here: Host) -> None:
     here.file("/var/log/audit/audit.log", 'type=AVC msg=audit(1): avc:  denied  { execute } name="/etc/libvirt/hooks/qemu"\n')
+    assert severities(system.denials(here)) == [ERROR]
+
+
+def test_denials_before_this_boot_are_over(here: Host) -> None:
+    denial = 'avc:  denied  { execute } name="/etc/libvirt/hooks/qemu"\n'
+    here.file("/proc/stat", "cpu 1 2\nbtime 1700000000\n")
+    here.file("/var/log/audit/audit.log", f"type=AVC msg=audit(1699999999.120:4): {denial}")
+    assert severities(system.denials(here)) == [OK]
+    here.file("/var/log/audit/audit.log", f"type=AVC msg=audit(1700000000.120:4): {denial}")
     assert severities(system.denials(here)) == [ERROR]
 
 

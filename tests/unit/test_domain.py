@@ -76,6 +76,20 @@ PCI = "<address domain='0x0001' bus='0x02' slot='0x1f' function='0x7'/>"
             disk("<source file='/a'/>", more="<transient/>"), "disk vda", HostPath("/a"), WRITE, id="transient"
         ),
         pytest.param(
+            disk("<source file='/a'/>", more="<transient shareBacking='yes'/>"),
+            "disk vda",
+            HostPath("/a"),
+            READ,
+            id="base-of-transient-disks",
+        ),
+        pytest.param(
+            disk("<source file='/a.TRANSIENT-web1'/>", more="<transient shareBacking='yes'/>"),
+            "disk vda",
+            HostPath("/a.TRANSIENT-web1"),
+            WRITE,
+            id="overlay-of-a-transient-disk",
+        ),
+        pytest.param(
             disk("<source file='/a'/>", more="<shareable/><readonly/>"), "disk vda", HostPath("/a"), READ, id="both"
         ),
         pytest.param(
@@ -430,7 +444,7 @@ def test_a_commit_writes_the_backing_file():
         pytest.param("<rng model='virtio'><backend model='random'>/dev/urandom</backend></rng>", id="urandom"),
         pytest.param("<tpm><backend type='passthrough'><device path='/dev/tpm0'/></backend></tpm>", id="tpm"),
         pytest.param("<input type='evdev'><source dev='/dev/input/event1'/></input>", id="evdev"),
-        pytest.param("<hostdev type='mdev'><source><address uuid='x'/></source></hostdev>", id="mdev"),
+        pytest.param("<hostdev type='mdev' model='vfio-pci'><source><address uuid='x'/></source></hostdev>", id="mdev"),
         pytest.param("<shmem name='s'/>", id="shmem"),
         pytest.param(
             "<controller type='scsi'/><memballoon model='virtio'/><video/><sound model='ich9'/>", id="harmless"
@@ -459,6 +473,11 @@ def test_no_storage(device):
         ),
         pytest.param("<hostdev type='pci'/>", "hostdev 0", id="no-source"),
         pytest.param("<hostdev type='scsi_host'><source wwpn='naa.5'/></hostdev>", "hostdev 0", id="vhost-scsi"),
+        pytest.param(
+            "<hostdev type='mdev' model='vfio-ccw'><source><address uuid='x'/></source></hostdev>",
+            "hostdev 0",
+            id="channel-device",
+        ),
         pytest.param("<hostdev type='scsi'><source/></hostdev>", "hostdev 0", id="bad-scsi"),
         pytest.param("<hostdev type='usb'><source/></hostdev>", "hostdev 0", id="bad-usb"),
         pytest.param("<hostdev type='warp'><source/></hostdev>", "hostdev 0", id="unknown-hostdev"),
@@ -499,6 +518,23 @@ def test_pipe_may_be_any_of_three():
     found = uses("<serial type='pipe'><source path='/p'/></serial>")
     assert {use.location.path for use in found.values()} == {"/p", "/p.in", "/p.out"}
     assert all(use.access is WRITE and use.may_be_missing for use in found.values())
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        disk("<source dev='/dev/sda'/>", "type='block' device='lun'", more="<readonly/>"),
+        "<hostdev type='scsi'><source><adapter name='scsi_host0'/><address bus='0' target='0' unit='0'/></source>"
+        "<readonly/></hostdev>",
+    ],
+    ids=["lun", "hostdev"],
+)
+def test_a_unit_is_written_by_whoever_sends_it_any_command(device):
+    raw = "<hostdev type='scsi' rawio='yes'><source protocol='iscsi' name='iqn.x/1'/></hostdev>"
+    assert only(device).access is READ
+    assert {use.access for use in uses(device + raw).values()} == {WRITE}
+    (image, _) = uses(disk("<source file='/a'/>", more="<readonly/>") + raw).values()
+    assert image.access is READ
 
 
 @pytest.mark.parametrize("policy, missing", [("optional", True), ("requisite", True), ("mandatory", False)])

@@ -239,7 +239,8 @@ def test_file_names(name, location):
 @pytest.mark.parametrize(
     "name",
     ["", "a\0b", "surprise:x", "json:", "json:[]", "json:{", 'json:{"file":"node0"}', "json:" + "[" * 100000, "nvme://x",
-     "json:" + '{"file":' * 900 + "{}" + "}" * 900, 'json:{"driver":"quorum"}', 'json:{"a":1,"a.b":2}'],
+     "json:" + '{"file":' * 900 + "{}" + "}" * 900, 'json:{"driver":"quorum"}', 'json:{"a":1,"a.b":2}',
+     'json:{"driver":"nvme","namespace":"\u00b3"}', 'json:{"driver":"nbd","filename":"nbd://h/\\ud800"}'],
     ids=lambda name: name[:20],
 )  # fmt: skip
 def test_file_names_not_understood(name):

@@ -9,6 +9,8 @@ from typing import Dict, Iterator, List
 
 import pytest
 
+from vmguard.lint import inotify
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -87,7 +89,12 @@ def test_destdir_holds_everything(tmp_path: Path, prefix: str) -> None:
     own = tmp_path / "etc" / "vmguard" / "vmguard.conf"
     own.write_text("[guard]\nmode = audit\n")
     (tmp_path / library[1:] / "vmguard" / "gone.py").write_text("")
+    hook = tmp_path / "etc/libvirt/hooks/qemu.d/50-vmguard"
+    watched = inotify.Folders([str(hook.parent)])
     assert make("install", *arguments).returncode == 0
+    # At no moment is it away, or cannot be run.
+    assert list(watched.changes(0)) == [(str(hook), True)] and hook.stat().st_mode & 0o7777 == 0o755
+    watched.close()
     assert own.read_text() == "[guard]\nmode = audit\n"
     assert not (tmp_path / library[1:] / "vmguard" / "gone.py").exists()
 
@@ -214,6 +221,8 @@ def test_library_gone_from_a_host_that_is_set_up(hook: Hook, how: str) -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("vmguard: the guest cannot be started")
     assert str(hook.library) in done.stderr
+    # It names what to remove. The store may lie in the folder of the state, and libvirt's earlier settings do.
+    assert f"({hook.script})" in done.stderr and str(hook.state) not in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert hook.run("reconnect").returncode == 0
 
@@ -267,3 +276,40 @@ def test_whose_a_hook_is() -> None:
     assert hookfile.is_ours((ROOT / "hooks" / "qemu").read_bytes())
     own = b"#!/bin/sh\n# mine\n# vmguard's hook: libvirt calls it for every step in a guest's life, and mine beside it\nexit 0\n"
     assert not hookfile.is_ours(own) and not hookfile.is_ours(own.replace(b"# mine\n", b"# mine\n#\n#\n"))
+
+
+@pytest.mark.parametrize("mounted, left", [("none", False), ("state", True), ("state/store", True)])
+def test_purge_takes_no_store_of_a_cluster(tmp_path: Path, mounted: str, left: bool) -> None:
+    """The default place of a store may be where all hosts have mounted theirs."""
+    if subprocess.run(["unshare", "--mount", "mount", "-t", "tmpfs", "tmpfs", tmp_path], stderr=subprocess.DEVNULL).returncode:
+        pytest.skip("needs root, to mount")
+    text = (ROOT / "packaging/deb/vmguard.postrm").read_text()
+    for path, name in (("/var/lib/vmguard", "state"), ("/etc/vmguard", "conf"), ("/var/log/vmguard", "log"),
+                       ("/run/vmguard", "run"), ("/etc/libvirt", "libvirt")):  # fmt: skip
+        assert path in text
+        text = text.replace(path, str(tmp_path / name))
+    (tmp_path / "postrm").write_text(text)
+    for name in ("state/store", "conf", "log", "run", "none"):
+        (tmp_path / name).mkdir(parents=True)
+    script = (
+        f"mount -t tmpfs tmpfs {tmp_path}/{mounted} && mkdir -p {tmp_path}/state/store && touch {tmp_path}/state/store/lockspace"
+        f" && sh {tmp_path}/postrm purge || exit 9; test -e {tmp_path}/state/store/lockspace"
+    )
+    done = subprocess.run(["unshare", "--mount", "sh", "-c", script])
+    assert done.returncode == (0 if left else 1)
+    assert not (tmp_path / "conf").exists() and (tmp_path / "state").exists() is left
+
+
+@pytest.mark.parametrize("script, library", [
+    ("deb/vmguard.postinst", "/usr/lib/python3/dist-packages"), ("rpm/vmguard.spec", "%{python3_sitelib}"),
+])  # fmt: skip
+def test_the_packages_hook_is_of_the_packages_library(tmp_path: Path, script: str, library: str) -> None:
+    """Python looks below /usr/local first, where an installation from the source may have left another version."""
+    text = (ROOT / "packaging" / script).read_text()
+    (code,) = [line[len("refresh='") : -1] for line in text.splitlines() if line.startswith("refresh='")]
+    assert library in code
+    (tmp_path / "vmguard/setup").mkdir(parents=True)
+    (tmp_path / "vmguard/setup/hookfile.py").write_text("def refresh(): print(__file__)\n")
+    words = ["/usr/bin/python3", "-I", "-c", code.replace(library, str(tmp_path))]
+    done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
+    assert done.stdout == f"{tmp_path}/vmguard/setup/hookfile.py\n"

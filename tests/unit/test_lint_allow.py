@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What a definition allows, and what is wrong with how it does."""
 
+from pathlib import Path
 from typing import List
 
 import pytest
@@ -45,6 +46,21 @@ def allowing(*allows: str, devices: str = "") -> str:
 )
 def test_allows(allows: List[str], left: List[str]) -> None:
     assert sorted(found(allowing(*allows), offline=True)) == left
+
+
+def test_one_is_not_needed_only_if_all_was_looked_at(tmp_path: Path) -> None:
+    """Two names of one disk are found where both definitions are given; a cache only where the disk is there."""
+    (tmp_path / "a.img").write_bytes(b"")
+    (tmp_path / "b.img").symlink_to("a.img")
+    twice = "rule='VMG103' reason='never both, ticket 7'"
+    one = allowing(twice, devices=disk(f"{tmp_path}/a.img"))
+    assert found(one) == []
+    assert found(one, domain("web2", disk("/srv/a.img")), offline=True) == []
+    assert found(one, domain("web2", disk(f"{tmp_path}/b.img"))) == ["VMG103 web2 disk vda"]
+    (tmp_path / "c.img").write_bytes(b"")
+    assert found(one, domain("web2", disk(f"{tmp_path}/c.img"))) == ["VMG003 web1"]
+    gone = allowing("rule='VMG404' reason='it never migrates'", devices=disk(f"{tmp_path}/gone.img"))
+    assert found(gone) == ["VMG002 web1 disk vda"]
 
 
 def test_what_is_allowed_is_kept_with_its_reason() -> None:

@@ -16,8 +16,10 @@ from xml.etree import ElementTree
 import pytest
 from linting import disk, domain, report
 
-from vmguard.lint import formats, pages, registry
+from vmguard.lint import engine, formats, pages, registry
+from vmguard.lint.document import Origin
 from vmguard.lint.engine import Report
+from vmguard.lint.site import Site
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -132,6 +134,19 @@ def test_text_underlines_the_tag(full: Report) -> None:
     assert source[marks.index("^") : marks.rindex("^") + 1] == "<source dev='/dev/sdb'/>"
     assert "\u202e" not in "\n".join(lines), "a name must not turn the line around"
     assert lines[-2].startswith("4 definitions with 5 disks: ") and "1 allowed" in lines[-2]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "iso-8859-1"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r", ""], ids=["lf", "crlf", "cr", "one-line"])
+def test_places_whatever_the_encoding_and_the_ends_of_lines(encoding: str, end: str) -> None:
+    head = f"<?xml version='1.0' encoding='{encoding}'?>\n" if encoding in ("utf-16", "iso-8859-1") else ""
+    xml = (head + domain("wéb", disk("/dev/sdb"))).replace("\n", end).encode(encoding)
+    here = Site(None, inventory=False)
+    (finding,) = engine.run([(Origin("web.xml"), lambda: xml)], here, registry.load("VMG301")).findings
+    place = finding.place
+    assert place is not None
+    assert place.text[place.column - 1 : place.end - 1] == "<source dev='/dev/sdb'/>"
+    assert place.line == (bool(head) + 9 if end else 1)
 
 
 def test_what_was_not_checked_is_said(full: Report) -> None:

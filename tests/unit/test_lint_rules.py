@@ -5,7 +5,7 @@ import os
 import re
 import struct
 import subprocess
-from typing import Any, Callable, Dict, List, NamedTuple, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Tuple, Union
 
 import pytest
 from linting import MODULES, disk, domain, found, recorded, report
@@ -63,7 +63,7 @@ def allow(rule: str, reason: str = "", target: str = "vda") -> str:
     )
 
 
-def lease(key: str, path: str, offset: int = 0, space: str = "cluster") -> str:
+def lease(key: str, path: str, offset: Union[int, str] = 0, space: str = "cluster") -> str:
     return (
         f"    <lease>\n      <lockspace>{space}</lockspace>\n      <key>{key}</key>\n"
         f"      <target path='{path}' offset='{offset}'/>\n    </lease>\n"
@@ -288,18 +288,12 @@ CASES: Dict[str, Callable[[Dict[str, str]], Pair]] = {
 }  # fmt: skip
 
 
-def demanding() -> Dict[str, Any]:
-    """A host whose libvirt wants a lease for every disk."""
+def demanding(plugin: Any = "auto_disk_leases = 0\nrequire_lease_for_disks = 1\n") -> Dict[str, Any]:
+    """A host whose libvirt wants a lease for every disk. plugin: qemu-sanlock.conf; None for none."""
     from vmguard.storage.recorded import RecordedFacts
 
-    return {
-        "facts": RecordedFacts({
-            "files": {
-                "/etc/libvirt/qemu.conf": 'lock_manager = "sanlock"\n',
-                "/etc/libvirt/qemu-sanlock.conf": "auto_disk_leases = 0\nrequire_lease_for_disks = 1\n",
-            }
-        })
-    }  # fmt: skip
+    files = {"/etc/libvirt/qemu.conf": 'lock_manager = "sanlock"\n', "/etc/libvirt/qemu-sanlock.conf": plugin}
+    return {"facts": RecordedFacts({"files": {path: text for path, text in files.items() if text is not None}})}
 
 
 @pytest.fixture(scope="module")
@@ -342,6 +336,119 @@ def test_it_says_where_and_what_to_do(code: str, names: Dict[str, str]) -> None:
             marked = finding.place.text[finding.place.column - 1 : finding.place.end - 1]
             tag = finding.place.element.rpartition("/")[2].partition("[")[0]
             assert re.match(rf"<(\w+:)?{tag}\b", marked), finding
+
+
+def test_a_lease_beside_a_store_that_hosts_share(names: Dict[str, str]) -> None:
+    """Whatever the filesystem is, its administrator has said that others have it: as for disks (VMG303)."""
+    one = web(lease("web1", names["leases"], 1 << 20) + raw(names["raw"]))
+    assert found(one) == ["VMG506 web1 lease web1"]
+    assert found(one, **clustered(names["store"])) == []
+
+
+def test_a_lease_that_cannot_be_looked_at() -> None:
+    """As without root: sanlock's files are its own. It may be in order."""
+    from vmguard.storage.recorded import RecordedFacts
+
+    files = {"/leases": {"error": "EACCES"}}
+    (finding,) = [
+        one
+        for one in report(web(lease("web1", "/leases")), facts=RecordedFacts({"files": files})).findings
+        if one.rule == "VMG502"
+    ]
+    assert finding.unread
+    (finding,) = [one for one in report(web(lease("web1", "/nowhere/leases"))).findings if one.rule == "VMG502"]
+    assert not finding.unread
+
+
+@pytest.mark.parametrize("offset", [str(1 << 80), str(1 << 63), "1" * 5000], ids=["huge", "one-too-many", "thousands-of-digits"])
+def test_a_lease_beyond_the_end_of_every_file(offset: str, names: Dict[str, str]) -> None:
+    assert "VMG502 web1 lease web1" in found(web(lease("web1", names["leases"], offset)))
+
+
+def test_a_guest_that_shares_the_store_writes_it_as_well(names: Dict[str, str]) -> None:
+    """As a shareable disk, or as a folder; a <lease> in there is sanlock's to write."""
+    folder = f"    <filesystem type='mount'><source dir='{names['store']}'/><target dir='x'/></filesystem>\n"
+    devices = raw(names["lease file"], inside=SHARED) + folder + lease("web1", names["lease file"])
+    said = found(web(devices), **clustered(names["store"]))
+    assert [one for one in said if one.startswith("VMG110")] == ["VMG110 web1 disk vda", "VMG110 web1 filesystem 0"]
+
+
+def test_a_store_that_is_a_device() -> None:
+    """The guard calls it in use by the host, whoever writes there."""
+    facts = recorded("lvm")
+    facts.lease_store = lambda: "/dev/data/linear"  # type: ignore[method-assign]
+    site = {"facts": facts, "config": Config(store="/dev/data/linear", shared=True, cluster="ab12", host_id=1)}
+    assert found(web(raw("/dev/data/linear")), **site) == ["VMG110 web1 disk vda"]
+    assert found(web(raw("/dev/data/linear", inside=SHARED)), **site) == ["VMG110 web1 disk vda"]
+    assert "VMG109 web1 lease web1" in found(web(lease("web1", "/dev/data/linear")), **site)
+
+
+@pytest.mark.parametrize(
+    "devices, outside, said",
+    [
+        pytest.param("    <serial type='dev'><source path='/dev/sdb'/></serial>\n", "", "VMG108 web1 serial 0", id="serial-port"),
+        pytest.param("    <serial type='pipe'><source path='/dev/sdb'/></serial>\n", "", "VMG108 web1 serial 0", id="pipe"),
+        pytest.param(
+            "", QEMU.format("-drive", "file=/dev/sdb1,format=raw,if=virtio"), "VMG108 web1 qemu argument 1", id="argument"
+        ),
+        pytest.param(
+            "    <disk type='block'><driver type='qcow2'/><source dev='/dev/sdd2'><dataStore type='block'>"
+            "<source dev='/dev/sdb'/></dataStore></source><target dev='vda'/><backingStore/></disk>\n",
+            "", "VMG306 web1 disk vda", id="data-of-an-image",
+        ),
+    ],
+)  # fmt: skip
+def test_a_leg_that_is_no_disk(devices: str, outside: str, said: str) -> None:
+    """The guard refuses each of them."""
+    assert said in found(web(devices, outside=outside), **of("multipath"))
+
+
+def test_no_image_of_its_format_wherever_it_is_named(names: Dict[str, str]) -> None:
+    """The guard refuses each of them, whatever the device is."""
+    nvram = NVRAM.replace("<nvram>", "<nvram format='qcow2'>").replace("/usr/share/OVMF/OVMF_CODE.fd", names["own"])
+    drive = QEMU.format("-drive", f"file={names['raw']},format=qcow2,if=virtio")
+    cdrom = disk(names["raw"], driver="type='qcow2'", device="cdrom")
+    assert found(web(cdrom)) == ["VMG402 web1 disk vda"]
+    assert found(web("", outside=nvram.format(names["raw"]))) == ["VMG402 web1 nvram"]
+    assert "VMG402 web1 qemu argument 1" in found(web("", outside=drive))
+
+
+def test_one_path_written_in_two_ways(names: Dict[str, str]) -> None:
+    """It takes no look at the host to see that: VMG101, not VMG103."""
+    twice = raw("/srv//images/./raw.img") + raw(RAW, name="vdb")
+    assert found(web(twice), **OFF) == ["VMG101 web1 disk vdb"]
+    assert found(web(raw(names["folder"] + "//raw.img") + raw(names["raw"], name="vdb"))) == ["VMG101 web1 disk vdb"]
+
+
+def test_firmware_variables_that_are_their_own_template() -> None:
+    """VMG602 is between domains."""
+    nvram = NVRAM.replace("<nvram>", "<nvram template='/n/vars.fd'>").format("/n/vars.fd")
+    assert found(web("", outside=nvram), **OFF) == ["VMG101 web1 nvram"]
+    assert found(web(TPM.format("/tpm/a") * 2), **OFF) == ["VMG101 web1 tpm state (2)"]
+
+
+@pytest.mark.parametrize(
+    "plugin, wants",
+    [
+        pytest.param(None, True, id="no-file"),
+        pytest.param("# require_lease_for_disks = 1\n", True, id="as-installed"),
+        pytest.param("require_lease_for_disks = 0\n", False, id="not-required"),
+        pytest.param("auto_disk_leases = 1\nhost_id = 1\n", False, id="automatic"),
+        pytest.param({"error": "EACCES"}, False, id="not-known"),
+    ],
+)
+def test_what_libvirts_plugin_wants(plugin: Any, wants: bool) -> None:
+    """libvirt's sanlock.conf: without automatic leases, require_lease_for_disks is on by default."""
+    said = found(web(raw("/a.img")), **demanding(plugin))
+    assert [one for one in said if one.startswith("VMG501")] == (["VMG501 web1 disk vda"] if wants else [])
+
+
+def test_libvirts_plugin_does_not_hear_of_network_disks() -> None:
+    ceph = (
+        "    <disk type='network' device='disk'><driver name='qemu' type='raw'/><source protocol='rbd' name='pool/web'>"
+        "<host name='mon1'/></source><target dev='vda'/></disk>\n"
+    )
+    assert found(web(ceph), **demanding()) == []
 
 
 def test_lvs_is_read() -> None:

@@ -101,3 +101,18 @@ def test_a_volume_that_is_not_there_may_be_inactive(path: str, volume: str) -> N
     assert f"lvchange -asy {volume};" in words if volume else "lvchange" not in words
     # what is there and cannot be read is not activated into being readable
     assert "lvchange" not in report.sentence(errors.Unresolvable(path, "input/output error", "disk vda"), "web")
+
+
+@pytest.mark.parametrize("error", SAMPLES, ids=lambda error: type(error).__name__)
+def test_of_a_running_guest_nobody_says_that_its_start_was_refused(error: errors.Error) -> None:
+    text = report.of_running(error, "web2", NOW)
+    first, *rest = text.splitlines()
+    assert first.startswith('vmguard: domain "web2": ') and any(line.startswith("  do:    ") for line in rest)
+    assert "not started" not in text and "whether it is safe" not in text
+
+
+def test_an_override_that_is_proposed_has_a_reason() -> None:
+    """`vmguard override` without one is refused."""
+    for error in SAMPLES:
+        text = report.sentence(error, "web2", NOW)
+        assert text.count("vmguard override") == text.count("vmguard override web2 --reason '")

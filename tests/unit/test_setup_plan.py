@@ -3,6 +3,7 @@
 
 import json
 import os
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Dict, List, Optional
@@ -188,6 +189,24 @@ def test_death_in_the_middle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ma
     assert machine.qemu_conf.read_bytes() == QEMU_CONF
 
 
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_the_unit_that_leaves_at_shutdown_is_active(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, by_hand: bool
+) -> None:
+    """Enabled alone it would be so from the next boot on; the shutdown comes before."""
+    active, enabled = set() if by_hand else {"sanlock.service"}, set()
+    monkeypatch.setattr(daemons, "systemd_runs", lambda: True)
+    monkeypatch.setattr(daemons, "unit_is", lambda word, unit: unit in (active if word == "active" else enabled))
+    monkeypatch.setattr(daemons, "enable_unit", enabled.add)
+    monkeypatch.setattr(daemons, "start_unit", active.add)
+    prepare()
+    assert {"vmguard-join.service", "vmguardd.service"} <= enabled
+    assert ("vmguard-join.service" in active) is not by_hand
+    assert steps.plan(steps.Wishes()).changes == []
+    active.discard("vmguard-join.service")
+    assert len(prepare().changes) == (not by_hand)
+
+
 def test_lock_manager_comes_after_its_settings(machine: Machine) -> None:
     files = [change.where for change in steps.plan(steps.Wishes()).changes]
     assert max(i for i, f in enumerate(files) if f == str(machine.plugin_conf)) < files.index(str(machine.qemu_conf))
@@ -224,6 +243,40 @@ def test_earlier_setting_is_shown_and_comes_back(machine: Machine) -> None:
     assert removal.plan(True).changes == []
 
 
+def test_settings_of_a_plugin_that_is_loaded_need_a_restart(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host of libvirt's own leases: its daemon reads the settings of the plugin when it starts, and never again."""
+    machine.qemu_conf.write_bytes(b'lock_manager = "sanlock"\n')
+    machine.plugin_conf.write_bytes(b"auto_disk_leases = 1\n")
+    daemon, began = daemons.Daemon("libvirtd", 7, 1, "libvirtd.service"), time.time()
+    monkeypatch.setattr(daemons, "find", lambda names: [daemon] if names == daemons.LIBVIRT else [])
+    monkeypatch.setattr(daemons, "started_at", lambda _: began)
+    monkeypatch.setattr(daemons, "reload", lambda _: None)
+    monkeypatch.setattr(host, "libvirt_has_sanlock_plugin", lambda pid: True)
+    monkeypatch.setattr(libvirtside, "_restart", lambda daemon: machine.calls.append("restart"))
+
+    def restarts(made: plan.Plan) -> List[str]:
+        return [str(change.after) for change in made.changes if "restarted" in str(change.after)]
+
+    made = steps.plan(steps.Wishes())
+    assert restarts(made)
+    # It died before the restart, or was told to leave it: the next one sees it, and so does doctor.
+    do(made, made.changes.index(next(change for change in made.changes if "restarted" in str(change.after))))
+    began -= 60
+    assert not libvirtside.has_read_settings(daemon)
+    left = prepare(restart=False).left
+    assert any("must be restarted" in sentence and "settings" in sentence for sentence in left)
+    assert restarts(prepare()) and machine.calls == ["restart"]
+    began += 120
+    assert steps.plan(steps.Wishes()).changes == []
+    # Back again it has them from a start, too.
+    assert restarts(removal.plan(True))
+    made = removal.plan(False)
+    assert not restarts(made)
+    do(made)
+    assert any("must be restarted" in sentence for sentence in made.left)
+    assert machine.plugin_conf.read_bytes() == b"auto_disk_leases = 1\n"
+
+
 def test_removal_leaves_what_somebody_changed_since(machine: Machine) -> None:
     prepare()
     machine.qemu_conf.write_bytes(b'lock_manager = "lockd"\n')
@@ -258,6 +311,8 @@ def test_no_plugin(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     assert machine.qemu_conf.read_bytes() == QEMU_CONF
     assert any("sanlock" in sentence and "package" in sentence for sentence in made.left)
     assert machine.hook.exists()
+    machine.qemu_conf.write_bytes(b'lock_manager = "sanlock"\n')
+    assert any("does not start" in sentence for sentence in prepare().left)
 
 
 @pytest.mark.parametrize("accept", [True, False], ids=["accepted", "refused"])
@@ -308,6 +363,25 @@ def test_a_daemon_that_knows_the_hook_knows_the_new_one(
     hookfile.refresh()
     monkeypatch.setattr(daemons, "started_at", lambda _: began - 120)  # the new file is younger
     assert libvirtside.has_seen_hook(daemon) is knew
+
+
+def test_a_daemon_that_was_told_of_a_hook_that_went_away(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Moved aside and back: if it was reloaded in between, it calls none, and nothing tells."""
+    prepare()
+    daemon = daemons.Daemon("libvirtd", 7, 1, "libvirtd.service")
+    monkeypatch.setattr(daemons, "find", lambda names: [daemon] if names == daemons.LIBVIRT else [])
+    monkeypatch.setattr(daemons, "started_at", lambda _: os.stat(machine.hook).st_ctime - 60)
+    monkeypatch.setattr(daemons, "reload", lambda _: None)
+    assert not libvirtside.has_seen_hook(daemon)
+    libvirtside.tell(daemon)
+    assert libvirtside.has_seen_hook(daemon)
+    time.sleep(0.02)  # the kernel's clock of files
+    machine.hook.rename(machine.root / "aside")
+    libvirtside.tell(daemon)
+    (machine.root / "aside").rename(machine.hook)
+    assert not libvirtside.has_seen_hook(daemon)
+    assert any("told to look" in str(change.after) for change in prepare().changes)
+    assert libvirtside.has_seen_hook(daemon)
 
 
 def test_guests_that_run_already_get_their_leases(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:

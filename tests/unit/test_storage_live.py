@@ -2,6 +2,7 @@
 """Identities on this very host: files, links, mounts and loop devices as the kernel makes them."""
 
 import contextlib
+import errno
 import os
 import shutil
 import subprocess
@@ -113,6 +114,30 @@ def test_missing_dangling_and_endless(tmp_path):
             one(tmp_path / name)
         assert caught.value.missing is missing
         assert caught.value.why
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_root_that_a_server_takes_for_nobody_reads_as_the_owner(image, monkeypatch):
+    """NFS with root_squash: what QEMU will read, root may not."""
+
+    def acting():
+        with open("/proc/thread-self/status", encoding="ascii") as file:
+            return [line.split()[4] for line in file if line.startswith(("Uid:", "Gid:"))]
+
+    def squashed(path, flags, *arguments, **more):
+        if acting()[0] == "0" and path.startswith("/proc/self/fd/") and os.path.samefile(path, image):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return real(path, flags, *arguments, **more)
+
+    real = os.open
+    image.chmod(0o600)
+    os.chown(image, 1234, 4321)
+    monkeypatch.setattr(os, "open", squashed)
+    assert LiveFacts().read(str(image), 4) == b"xxxx"
+    assert acting() == ["0", "0"]
+    os.chown(image, 0, 0)
+    with pytest.raises(PermissionError):
+        LiveFacts().read(str(image), 4)
 
 
 def test_bind_mount(tmp_path, image):

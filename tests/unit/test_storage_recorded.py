@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from vmguard.domain import HostPath, NetworkVolume, NvmeNamespace, PciDevice, PoolVolume, ScsiUnit
+from vmguard.domain import HostPath, NetworkVolume, NvmeNamespace, PciDevice, PoolVolume, ScsiUnit, UsbDevice
 from vmguard.errors import Unresolvable
 from vmguard.storage import describe, resolve
 from vmguard.storage.host import Host
@@ -115,6 +115,21 @@ def test_volume_whose_partition_is_mounted():
     assert part.used_by_host == "mounted on /srv/guest"
 
 
+def test_disk_of_a_mounted_bcachefs():
+    """Neither mountinfo nor a directory of the filesystem's has the number or the name of its devices."""
+    with open(os.path.join(HOSTS, "local.json"), encoding="utf-8") as file:
+        record = json.load(file)
+    disk = record["links"]["/sys/class/block/sdc"]
+    for name in ("bcache0", "dm-0", "dm-1", "drbd0"):
+        record["links"].pop(f"{disk}/holders/{name}", None)
+    assert resolve(HostPath("/dev/sdc"), RecordedFacts(record))[0].used_by_host is None
+    record["links"][disk + "/bcachefs"] = "/sys/fs/bcachefs/3fb1a5d2-90c4-e6b7-12ab-34cd56ef7890/dev-0"
+    record["files"]["/sys/fs/bcachefs/3fb1a5d2-90c4-e6b7-12ab-34cd56ef7890/dev-0/label"] = "a"
+    record["files"]["/proc/self/mountinfo"] += "98 27 0:60 / /b rw - bcachefs /dev/sdc rw\n"
+    (storage,) = resolve(HostPath("/dev/sdc"), RecordedFacts(record))
+    assert storage.used_by_host == "a device of a mounted bcachefs"
+
+
 def test_disk_with_an_active_volume_group():
     assert "active logical volume data/" in one("lvm", "/dev/sdb").used_by_host
 
@@ -164,6 +179,30 @@ def test_a_label_is_no_property():
     assert list(host.udev((8, 0))) == ["ID_FS_LABEL"] and host.links((8, 0)) == ()
 
 
+def test_a_unit_whose_number_is_none():
+    with pytest.raises(Unresolvable):
+        resolve(PoolVolume("san", "unit:0:0:\u00b3", "direct"), facts("iscsi"))
+
+
+@pytest.mark.parametrize("ports", [0x10, 0x30, 0])
+def test_a_unit_of_an_array_by_sas(ports):
+    """The adapter is one for disks of this machine alone, most often."""
+    with open(os.path.join(HOSTS, "local.json"), encoding="utf-8") as file:
+        record = json.load(file)
+    unit = "/sys/devices/pci0000:00/0000:00:05.0/host4/port-4:0/end_device-4:0/target4:0:0/4:0:0:1"
+    record["stat"]["/dev/added"] = {"type": "block", "rdev": "8:48"}
+    record["links"]["/sys/dev/block/8:48"] = unit + "/block/sdd"
+    record["links"][unit + "/block/sdd/device"] = unit
+    record["links"][unit + "/subsystem"] = "/sys/bus/scsi"
+    record["files"][unit + "/block/sdd/dev"] = "8:48"
+    record["files"]["/sys/class/scsi_host/host4/proc_name"] = "mpt3sas"
+    record["files"][unit + "/wwid"] = "naa.600c0ff000123456789abcdef0000001"
+    record["files"][unit + "/inquiry"] = {"hex": f"000006125b{ports | 1:02x}1002"}
+    (storage,) = resolve(HostPath("/dev/added"), RecordedFacts(record))
+    assert storage.identity == "lun:naa.600c0ff000123456789abcdef0000001"
+    assert storage.others_see_it is bool(ports)
+
+
 def test_shared_disk_without_identity():
     with pytest.raises(Unresolvable):
         resolve(HostPath("/dev/sdr"), facts("iscsi"))
@@ -183,10 +222,63 @@ def test_nvme_by_device_pci_address_and_generic_node():
     assert identities(unbound.under) == identities(resolve(PciDevice("0000:03:00.0"), facts("local")))
 
 
+def test_a_namespace_is_taken_with_its_controller():
+    """libvirt unbinds the host's driver from the controller: what else is on it is gone for the host."""
+    with open(os.path.join(HOSTS, "local.json"), encoding="utf-8") as file:
+        record = json.load(file)
+    for table in (record["files"], record["links"]):
+        second = {
+            name.replace("n1", "n2"): text.replace("n1", "n2").replace("259:0", "259:1").replace("0f3a", "0f3b")
+            for name, text in table.items()
+            if isinstance(text, str) and ("nvme0n1" in name or "nvme0c0n1" in name)
+        }
+        table.update(second)
+    for name in ("nvme0n2", "nvme0c0n2"):
+        for there in [path for path in record["files"] if f"/{name}/nsid" in path]:
+            record["files"][there] = "2\n"
+    record["links"]["/sys/dev/block/259:1"] = record["links"]["/sys/class/block/nvme0n2"]
+    disk = NvmeNamespace("0000:02:00.0", 1)
+    assert resolve(disk, RecordedFacts(record))[0].used_by_host is None
+    record["files"]["/proc/self/mountinfo"] += "99 27 259:1 / /home rw - xfs /dev/nvme0n2 rw\n"
+    (storage,) = resolve(disk, RecordedFacts(record))
+    assert storage.used_by_host == "/dev/nvme0n2, beside it, is mounted on /home"
+
+
+def with_character(name, number):
+    """A host with one character device more."""
+    with open(os.path.join(HOSTS, "local.json"), encoding="utf-8") as file:
+        record = json.load(file)
+    sys = f"/sys/devices/added/{name}"
+    record["stat"]["/dev/added"] = {"type": "character", "rdev": number}
+    record["links"][f"/sys/dev/char/{number}"] = sys
+    record["files"][sys + "/dev"] = number
+    return RecordedFacts(record)
+
+
+def test_persistent_memory_is_storage():
+    """A device of it, which an NVDIMM of a guest has by its path, is a character device."""
+    (first,) = resolve(HostPath("/dev/added"), with_character("dax0.0", "252:0"))
+    (second,) = resolve(HostPath("/dev/added"), with_character("dax0.1", "252:1"))
+    assert first.identity != second.identity and not first.not_writable
+    assert resolve(HostPath("/dev/added"), with_character("ttyS0", "4:64")) == ()
+
+
+def test_a_raw_device_is_a_disk_that_is_not_known():
+    with pytest.raises(Unresolvable):
+        resolve(HostPath("/dev/added"), with_character("raw1", "162:1"))
+
+
 def test_pci_device_without_storage():
     assert resolve(PciDevice("0000:05:00.0"), facts("local")) == ()
     with pytest.raises(Unresolvable):
         resolve(PciDevice("0000:06:00.0"), facts("local"))
+
+
+def test_a_usb_device_that_is_not_plugged_in_is_missing():
+    """libvirt leaves it out of the guest, if the definition says that it is optional."""
+    with pytest.raises(Unresolvable) as caught:
+        resolve(UsbDevice(vendor="0x1234", product="0x5678"), facts("local"))
+    assert caught.value.missing
 
 
 def test_local_kinds():
@@ -199,6 +291,40 @@ def test_local_kinds():
     assert one("local", "/dev/sdc").identity.startswith("local:")
     assert "swap" in one("local", "/dev/sdb").used_by_host
     assert one("local", "/dev/bcache0").identity.startswith("dev:")
+
+
+def recorded(name, parent="/sys/devices/virtual", bus=""):
+    """A host with one block device of that name more."""
+    with open(os.path.join(HOSTS, "local.json"), encoding="utf-8") as file:
+        record = json.load(file)
+    sys = f"{parent}/block/{name}"
+    record["stat"]["/dev/added"] = {"type": "block", "rdev": "240:0"}
+    record["links"]["/sys/dev/block/240:0"] = sys
+    record["files"][sys + "/dev"] = "240:0"
+    if bus:
+        record["links"][sys + "/device"] = parent
+        record["links"][parent + "/subsystem"] = "/sys/bus/" + bus
+        record["directories"]["/sys/bus/" + bus] = []
+    return RecordedFacts(record)
+
+
+@pytest.mark.parametrize("name", ["etherd!e1.2", "ublkb0", "scinia", "emcpowera", "rnbd0"])
+def test_a_kind_that_is_not_known_may_be_everyones(name):
+    (storage,) = resolve(HostPath("/dev/added"), recorded(name))
+    assert storage.not_writable
+
+
+@pytest.mark.parametrize(
+    "added",
+    [
+        pytest.param(("zd16",), id="zvol"),
+        pytest.param(("fioa", "/sys/devices/pci0000:00/0000:00:1c.0", "pci"), id="card"),
+        pytest.param(("ram0",), id="memory"),
+    ],
+)
+def test_what_this_host_alone_has_is_written(added):
+    (storage,) = resolve(HostPath("/dev/added"), recorded(*added))
+    assert storage.identity.startswith("dev:") and not storage.not_writable and not storage.others_see_it
 
 
 @pytest.mark.parametrize("path", ["/dev/drbd1", "/dev/nbd1"])
@@ -254,6 +380,16 @@ def test_gluster_mounted_and_by_qemu():
     assert volume.identity in one("filesystems", "/gl/dir/a.img").also
 
 
+@pytest.mark.parametrize("source", ["gl2:vol1", "gl2:/vol1", "[2001:db8::2]:/vol1", "2001:db8::2:/vol1", "2001:db8::2:vol1"])
+def test_a_gluster_volume_is_one_by_all_servers(source):
+    with open(os.path.join(HOSTS, "filesystems.json"), encoding="utf-8") as file:
+        record = json.load(file)
+    record["files"]["/proc/self/mountinfo"] = record["files"]["/proc/self/mountinfo"].replace("gl1:/vol1", source)
+    (storage,) = resolve(HostPath("/gl/dir/a.img"), RecordedFacts(record))
+    known = one("filesystems", "/gl/dir/a.img")
+    assert (storage.identity, storage.also) == (known.identity, known.also)
+
+
 @pytest.mark.parametrize("path", ["oldceph", "host", "ntfs", "ssh", "zpool", "srv/nfs", "alias"])
 def test_files_that_cannot_be_guarded(path):
     assert one("filesystems", f"/{path}/a.img").not_writable
@@ -261,6 +397,23 @@ def test_files_that_cannot_be_guarded(path):
 
 def test_bind_mount_of_an_export_is_the_export():
     assert one("filesystems", "/alias/a.img").identity == one("filesystems", "/srv/nfs/a.img").identity
+
+
+@pytest.mark.parametrize("option, served", [("crossmnt", True), ("nocrossmnt", False)])
+def test_what_is_mounted_below_an_export_is_exported_with_it(option, served):
+    with open(os.path.join(HOSTS, "filesystems.json"), encoding="utf-8") as file:
+        record = json.load(file)
+    record["files"]["/run/udev/data/b254:1"] = "E:ID_FS_UUID=22222222-2222-3333-4444-555555555555\n"
+    record["files"]["/var/lib/nfs/etab"] = f"/srv\t192.0.2.0/24(rw,sync,{option},secure)\n"
+    for number, point in (("90", "/srv/images"), ("91", "/elsewhere")):
+        record["files"]["/proc/self/mountinfo"] += f"{number} 27 254:1 / {point} rw - ext4 /dev/vdb1 rw\n"
+        record["stat"][point + "/a.img"] = {
+            "type": "file", "device": "254:1", "inode": 7, "mount": int(number), "size": 1,
+        }  # fmt: skip
+    record["stat"]["/srv"] = {"type": "directory", "device": "8:2", "inode": 2, "mount": 27}
+    for path in ("/srv/images/a.img", "/elsewhere/a.img"):
+        (storage,) = resolve(HostPath(path), RecordedFacts(record))
+        assert ("serves /srv by NFS" in (storage.not_writable or "")) is served, storage
 
 
 @pytest.mark.parametrize("path", ["/nfs0/a.img", "/auto/a.img", "/nothing", "relative", "", "/a\0b", "/" + "x" * 5000])
@@ -273,6 +426,13 @@ def test_unresolvable(path):
 def test_layers_beneath_a_cluster_file():
     (volume,) = one("filesystems", "/images/a.img").under
     assert volume.kind == "lvm" and identities(volume.under) == {LUN + "01"}
+
+
+@pytest.mark.parametrize("volume", [NetworkVolume("rbd", "p/\ud800"), NetworkVolume("nbd", "e", ("\udc00:1",))])
+def test_network_names_that_are_no_text(volume):
+    """As options in JSON may have them."""
+    with pytest.raises(Unresolvable):
+        resolve(volume, facts("local"))
 
 
 @pytest.mark.parametrize(

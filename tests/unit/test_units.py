@@ -50,3 +50,11 @@ def test_the_join_stands_between_storage_and_libvirt() -> None:
     assert values(unit, "Unit", "BindsTo") == ["sanlock.service"]
     # Neither Requires nor Wants of libvirt's: its daemons come up whatever becomes of the join.
     assert not values(unit, "Unit", "RequiredBy") and "libvirtd.service" not in values(unit, "Install", "WantedBy")
+
+
+def test_the_agent_reaches_block_devices() -> None:
+    """The store may be one, guests' headers are read from them, and caches flushed."""
+    text = (ROOT / "packaging/systemd/vmguardd.service").read_text()
+    # Until systemd 253 (Ubuntu 22.04, RHEL 9) ProtectClock= allows the clock's device, and with that no other.
+    assert not re.findall(r"(?m)^(PrivateDevices|DevicePolicy|DeviceAllow|ProtectClock)=", text)
+    assert "CAP_SYS_TIME" not in text

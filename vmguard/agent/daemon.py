@@ -297,7 +297,9 @@ class Agent:
         if ended.text:
             events.record("bug", ended.text, operation="agent")
         if waiting and not ended.whole:
-            self._tell(waiting[0], "not-inspected", f"a look at {waiting[0].qemu.name} came to no end: {doing}", {})
+            name = waiting[0].qemu.name
+            text = f"what {name} has open could not be looked at: its storage, the store or sanlock hangs (it was {doing})"
+            self._tell(waiting[0], "not-inspected", text, {})
 
     def _seen(self, guest: Guest, seen: Seen, config: Config) -> None:
         now = time.monotonic()

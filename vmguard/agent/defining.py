@@ -95,18 +95,18 @@ class Definitions:
                 _keep(name, ())
             # What was wrong with another one may have been about these.
             there = sorted({*there, *(name for name in known() if os.path.exists(_file(name)))})
-            if there:
-                await self._judge(there)
+            if there and not await self._judge(there):
+                self._changed.update(there)
 
-    async def _judge(self, names: Sequence[str]) -> None:
-        """These, or all."""
+    async def _judge(self, names: Sequence[str]) -> bool:
+        """These, or all. False if it came to nothing."""
         words = ["/usr/bin/python3", "-I", "-c", _CODE, _LIBRARY, "lint", "--format", "json", "--all", "--jobs", "1"]
         done = await work.program([*words, *(_file(name) for name in names)], "", _TAKES)
         try:
             report = json.loads(done.text)
             found = [_wrong(one) for one in report["findings"] if not one["suppressed"] and one["severity"] != "notice"]
         except (ValueError, KeyError, TypeError):
-            return  # libvirt went away in the middle; the next change asks again
+            return False  # libvirt, or one of the files, went away in the middle; the next change asks again
         before = known()
         for name in {*names, *before, *(one.domain for one in found)} if not names else names:
             now = [one for one in found if one.domain == name]
@@ -115,6 +115,7 @@ class Definitions:
                     self._tell("lint", f"{name}: {words_of(one)}", domain=name, rule=one.rule, severity=one.severity)
             if now != before.get(name, []):
                 _keep(name, now)
+        return True
 
 
 def _file(name: str) -> str:

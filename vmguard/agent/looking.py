@@ -368,7 +368,7 @@ def _adopt(qemu: Qemu, config: Config, noticed: float) -> Seen:
         one = one._replace(wants=tuple(want._replace(contested=want.missing) for want in one.wants))
         instance.write(one)
         hand_over(one, qemu.process, this)
-    text = f"{qemu.name} ran without leases"
+    text = f"{qemu.name} ran without leases, and has them now"
     after = round(time.monotonic() - noticed, 3)
     events.record("adopted", text, domain=one.name, uuid=one.uuid, by="vmguardd", after=after, instance=one.id)
     return Seen("adopted", 0.0 if tolerance.objections else None, done=(("adopted", text, {}),))

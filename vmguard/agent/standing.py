@@ -75,9 +75,11 @@ class Standing:
                 told = ""
                 continue
             if not told:
-                self._say("alarm", "this host is not a member of the lockspace any more: it joins again")
+                lost = "this host is not a member of the lockspace any more, and no guest can start"
+                self._say("alarm", f"{lost}: vmguardd has it join again")
             done = await work.program(["/usr/bin/python3", "-I", "-c", _JOIN, self._library], "", _JOIN_TAKES)
-            text = done.text.strip() if done.whole else "it came to no end"
+            hung = f"it did not end within {_JOIN_TAKES:.0f} s: see whether sanlock or the store hang"
+            text = done.text.strip() if done.whole else hung
             if done.status != 0 and text != told:
                 self._say("alarm", f"this host could not join again: {text}")
             elif done.status == 0:

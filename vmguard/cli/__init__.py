@@ -11,6 +11,7 @@ Exit status of all of them:
 """
 
 import argparse
+import io
 import sys
 from typing import List, Optional
 
@@ -57,6 +58,8 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Optional[List[str]] = None) -> int:
     """Run one command. Errors that are meant become sentences; anything else is a bug: it is logged, and named."""
     options = parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names in letters that the terminal does not have
     try:
         return int(options.run(options))
     except BrokenPipeError:

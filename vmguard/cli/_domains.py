@@ -64,7 +64,7 @@ def _defined(name: str) -> bytes:
     """Without libvirt's help: its files."""
     path = os.path.join("/etc/libvirt/qemu", name + ".xml")
     if not os.path.exists(path):
-        raise BadRequest(f"libvirt does not answer, and there is no {path}")
+        raise BadRequest(f"libvirt does not answer, and there is no {path}", "start libvirt's daemon, or name a file")
     return _file(path)
 
 

@@ -21,15 +21,17 @@ def add(commands: Any) -> None:
     audit = commands.add_parser(
         "audit",
         help="who held which volume when, and what was done to it",
-        description="Show what has happened on this host: who held which volume from when until when, refusals,"
-        " overrides, handovers, conflicts, and what was done to a held volume by others. Times at which vmguardd did not"
-        " watch are shown as unseen.",
+        description="Show what has happened: who held which volume from when until when, refusals, overrides, handovers,"
+        " conflicts, and what others did to a volume that a guest held. Of other hosts, what their vmguardd has copied to the"
+        " store. Times at which vmguardd did not watch are shown as unseen.",
     )
     audit.add_argument("--disk", metavar="PATH|IDENTITY", default="", help="of one disk, by any of its paths")
     audit.add_argument("--domain", metavar="NAME|UUID", default="", help="of one domain")
     audit.add_argument("--host", metavar="NAME", default="", help="of one host")
-    audit.add_argument("--since", metavar="WHEN", default="", help="90m, 12h, 3d (ago), yesterday, 2026-11-25 14:00")
-    audit.add_argument("--file", metavar="FILE", action="append", default=[], help="events that were kept elsewhere")
+    moments = "90m, 12h, 3d (ago), yesterday, 2026-11-25, '2026-11-25 14:00'"
+    audit.add_argument("--since", metavar="WHEN", default="", help=moments)
+    elsewhere = "read events that were kept elsewhere instead; can be repeated"
+    audit.add_argument("--file", metavar="FILE", action="append", default=[], help=elsewhere)
     audit.add_argument("--held", action="store_true", help="only who held what from when until when")
     how = audit.add_mutually_exclusive_group()
     how.add_argument("--follow", "-f", action="store_true", help="go on with what happens from now on")

@@ -32,7 +32,9 @@ def add(commands: Any) -> None:
         description="Show for each place where a domain names storage what it physically is, which leases that"
         " needs, and who has them. For a rule of vmguard lint (VMG101): why it matters, and what to do.",
     )
-    explain.add_argument("domain", metavar="FILE|DOMAIN|RULE")
+    explain.add_argument(
+        "domain", metavar="FILE|DOMAIN|RULE", help="an XML file (with a / in it), a domain of libvirt, or a rule's code"
+    )
     explain.set_defaults(run=run_explain)
 
 

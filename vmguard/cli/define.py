@@ -27,7 +27,10 @@ def add(commands: Any) -> None:
     define.add_argument("file", metavar="FILE", help="the definition; - for standard input")
     define.add_argument("--connect", metavar="URI", default=URI, help=f"the libvirt connection ({URI})")
     define.add_argument("--force", metavar="REASON", help="define it whatever is found; the reason is recorded")
-    define.add_argument("--fail-on", choices=("error", "warning", "notice"), default="error")
+    severities = ("error", "warning", "notice")
+    define.add_argument(
+        "--fail-on", choices=severities, default="error", help="the least severity that keeps it from being defined (error)"
+    )
     define.set_defaults(run=run)
 
 
@@ -37,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
     from vmguard.lint.formats import writer
 
     if options.force is not None and not options.force.strip():
-        raise BadRequest("--force wants a reason")
+        raise BadRequest("--force needs a reason", "vmguard define --force 'REASON' FILE")
     if options.file != "-" and not os.path.isfile(options.file):
         raise BadRequest(f"{options.file}: there is no such file")
     libvirt = sources.library()
@@ -48,20 +51,25 @@ def run(options: argparse.Namespace) -> int:
     except libvirt.libvirtError as error:
         raise BadRequest(f"{options.connect}: {error.get_error_message()}") from error
     try:
-        host, local = sources.whose(options.connect, connection)
+        host, local = sources.whose(connection)
         ((origin, read),) = sources.files([options.file], host, local)
         try:
             xml = read()
         except OSError as error:
             raise BadRequest(f"{options.file}: {error.strerror}") from error
-        assert xml is not None
+        if xml is None:
+            raise BadRequest(f"{options.file}: it is no domain")
+        try:
+            text = xml.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise BadRequest(f"{options.file}: it is not in UTF-8", "iconv -t UTF-8, and without encoding=") from error
         # Read once: what is judged is what is defined.
         others = [(one._replace(target=False), how) for one, how in sources.connection(options.connect)]
         report = engine.run([(origin, lambda: xml), *others], site.here(False, inventory=True), registry.load())
         found = status(report.counted, options.fail_on)
         if report.counted or found != OK:
             writer("text").write(report, sys.stdout)
-        name = report.guests[0].name if report.guests else ""
+        name = next((guest.name for guest in report.guests if guest.target), "")
         if found != OK and options.force is None:
             print("It was not defined. To define it all the same: --force REASON", file=sys.stderr)
             return found
@@ -69,7 +77,7 @@ def run(options: argparse.Namespace) -> int:
             rules = sorted({finding.rule for finding in report.counted})
             events.record("defined-by-force", options.force, domain=name, rules=rules, uri=options.connect)
         try:
-            defined = connection.defineXML(xml.decode("utf-8", "surrogateescape"))
+            defined = connection.defineXML(text)
         except libvirt.libvirtError as error:
             raise BadRequest(f"libvirt does not define it: {error.get_error_message()}") from error
         print(f"{quoted(str(defined.name()))} is defined.")

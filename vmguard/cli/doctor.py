@@ -18,7 +18,7 @@ def add(commands: Any) -> None:
     """The subcommand."""
     doctor = commands.add_parser(
         "doctor",
-        help="what makes the guard on this host useless without a word, and what mends it",
+        help="check everything that the guard on this host rests on; say what mends it",
         description="Check everything that the guard on this host rests on. Exit status: 0 all is well, 1 warnings,"
         " 2 something is not guarded or cannot start, 3 something could not be found out.",
     )

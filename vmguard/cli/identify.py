@@ -19,7 +19,7 @@ def add(commands: Any) -> None:
         help="what a path physically is, and how that is known",
         description="Print the identity of what a path leads to: equal for all names of one thing, on all hosts.",
     )
-    identify.add_argument("paths", metavar="PATH", nargs="+")
+    identify.add_argument("paths", metavar="PATH", nargs="+", help="a file, a device, or a link to one")
     identify.add_argument("--json", action="store_true", help="one JSON document")
     identify.set_defaults(run=run)
 

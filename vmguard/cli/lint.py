@@ -39,14 +39,14 @@ def add(commands: Any) -> None:
     )
     lint.add_argument("--rules", metavar="LIST", default="", help="only these rules: VMG101,VMG4,cache-unsafe")
     lint.add_argument("--ignore", metavar="LIST", default="", help="not these rules")
-    lint.add_argument("--format", choices=FORMATS, default="text")
+    lint.add_argument("--format", choices=FORMATS, default="text", help="of the report (text)")
     lint.add_argument("--output", metavar="FILE", help="write the report there")
     lint.add_argument(
         "--fail-on", choices=FAIL_ON, default="error", help="the least severity for exit status 1 (error)"
     )
     lint.add_argument("--validate", action="store_true", help="check against libvirt's schema, too")
     lint.add_argument("--watch", action="store_true", help="go on, and judge each definition when it changes")
-    lint.add_argument("--jobs", metavar="N", type=int, default=0, help="so many processes (one a processor)")
+    lint.add_argument("--jobs", metavar="N", type=int, default=0, help="so many processes (as many as processors)")
     lint.set_defaults(run=run)
     rules = commands.add_parser("rules", help="the rules of lint", description="List the rules of vmguard lint.")
     rules.add_argument("--json", action="store_true", help="one JSON document")
@@ -64,8 +64,8 @@ def run(options: argparse.Namespace) -> int:
         from vmguard.lint import watch
         from vmguard.lint.sources import DEFINED
 
-        # Of this host the files are watched: libvirt writes them whoever asked for it.
-        files = [*options.files, *([DEFINED] if options.all else [])]
+        # Of this host the files are watched: libvirt writes them whoever asked for it. Changes come by whole paths.
+        files = [*map(os.path.abspath, options.files), *([DEFINED] if options.all else [])]
         found = gather(files, False, options.connect, options.inventory, options.offline, empty=True)
         return watch.run(found, files, options.connect, modules, options.format, options.offline, sys.stdout)
     sources = gather(options.files, options.all, options.connect, options.inventory, options.offline)
@@ -115,7 +115,7 @@ def gather(
         rest += sources.connection(uri)
     named = {os.path.realpath(origin.source): number for number, (origin, _) in enumerate(found)}
     for folder in inventories:
-        for origin, read in sources.folder(folder):
+        for origin, read in sources.folder(folder, empty):
             number = named.get(os.path.realpath(origin.source))
             if number is None:
                 rest.append((origin, read))

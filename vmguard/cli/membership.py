@@ -12,11 +12,17 @@ def add(commands: Any) -> None:
     join = commands.add_parser(
         "join",
         help="become a member of the lockspace (done at boot)",
-        description="Become a member of the lockspace of this host's store. Guests that lost their leases, because"
-        " sanlock was restarted, get them back, or are stopped if somebody else had them.",
+        description="Become a member of the lockspace of this host's store, which takes 2 io_timeouts + 1 s. Guests that lost"
+        " their leases, because sanlock was restarted, are stopped meanwhile and get them back, or are killed if somebody else"
+        " had their disks. Exit status 1 if a guest was killed or stays stopped.",
     )
     join.set_defaults(run=run_join)
-    leave = commands.add_parser("leave", help="leave the lockspace; refused while guests need it")
+    leave = commands.add_parser(
+        "leave",
+        help="leave the lockspace; refused while guests need it",
+        description="Leave the lockspace of this host's store. Refused while guests on this host need their leases. No guest"
+        " can start here until `vmguard join`, or the next boot.",
+    )
     leave.set_defaults(run=run_leave)
 
 

@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
         return 0
     domain = _domains.domain_of(options.domain)
     if not domain.uuid:
-        raise BadRequest("the definition has no uuid, so no start can be told to be its")
+        raise BadRequest("the definition has no uuid, so its start could not be recognized", "give it a <uuid>")
     if options.withdraw:
         print("withdrawn" if overrides.withdraw(domain.uuid) else "there was none")
         return 0

@@ -19,27 +19,28 @@ def add(subparsers: Any) -> None:
     """Add the subcommand to the main parser."""
     parser = subparsers.add_parser(
         "setup",
-        help="prepare this host",
-        description="Prepare this host: what is to be changed is shown first, with what stood there before."
-        " Can be run again at any time, also after it was interrupted.",
+        help="prepare this host, or take the guard off it",
+        description="Prepare this host, or take the guard off it (--remove). What is to be changed is shown first, with what"
+        " stood there before. It can be run again at any time, also after it was interrupted.",
     )
     yes_no = argparse.BooleanOptionalAction
     parser.add_argument("--store", metavar="PATH", help="directory or block device of the leases, which all hosts share")
     parser.add_argument("--host-id", type=_host_id, metavar="N|auto", help="this host's number in the store")
     parser.add_argument("--io-timeout", type=_io_timeout, metavar="S", help="sanlock's unit of time, in seconds (10)")
     shared = ("yes", "no", "auto")
-    parser.add_argument("--shared", choices=shared, default="auto", help="whether other hosts see the store")
-    parser.add_argument("--single-host", action=yes_no, help="no other host can reach this host's storage")
+    parser.add_argument("--shared", choices=shared, default="auto", help="whether other hosts see the store (auto)")
+    parser.add_argument("--single-host", action=yes_no, help="there is no other host that could reach storage of this one")
     parser.add_argument(
-        "--accept-no-watchdog", action=yes_no, help="run guests whose leases stay with the host, without a watchdog too"
+        "--accept-no-watchdog", action=yes_no, help="start guests also where nothing ends one that has lost its leases"
     )
-    parser.add_argument("--mode", choices=[each.value for each in Guarding], help="what is done with a verdict")
+    mode = "enforce: refuse what would endanger data; audit: let it pass and record it; off: look at nothing"
+    parser.add_argument("--mode", choices=[each.value for each in Guarding], help=mode)
     parser.add_argument("--remove", action="store_true", help="take the guard off this host")
-    keep = "with --remove: guests that run keep their leases, and do not end it"
+    keep = "with --remove: go on although guests run; they keep the leases that they have"
     parser.add_argument("--keep-guests", action="store_true", help=keep)
     parser.add_argument("--yes", action="store_true", help="do not ask")
     parser.add_argument("--dry-run", action="store_true", help="show what would be changed, and change nothing")
-    parser.add_argument("--no-restart", action="store_true", help="do not restart libvirt's daemon; say what is left")
+    parser.add_argument("--no-restart", action="store_true", help="do not restart libvirt's daemon, but say that it must be")
     parser.add_argument("--json", action="store_true", help="say it in JSON")
     parser.set_defaults(run=run)
 
@@ -54,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json and not (args.yes or args.dry_run):
         raise BadRequest("--json cannot ask", "add --yes or --dry-run")
     if args.keep_guests and not args.remove:
-        raise BadRequest("--keep-guests belongs to --remove")
+        raise BadRequest("--keep-guests is for --remove only", "add --remove, or leave it out")
     os.umask(0o022)
     plan = removal.plan(not args.no_restart, args.keep_guests) if args.remove else steps.plan(_wishes(args))
     if not args.json:

@@ -17,7 +17,7 @@ from vmguard.leases.store import Store
 from vmguard.member import here
 from vmguard.report import message
 from vmguard.setup import daemons, hookfile, libvirtside
-from vmguard.text import moment, plain
+from vmguard.text import moment, plain, typed
 
 
 def add(commands: Any) -> None:
@@ -135,9 +135,8 @@ def _warnings(report: Dict[str, Any], config: Config) -> List[str]:
         found.append("this host is not a member of the lockspace: no guest can start. Run `vmguard join`")
     room = report["store"].get("room")
     if room and room["taken"] * 10 >= room["places"] * 9:
-        found.append(
-            f"the lease store has room for {room['places'] - room['taken']} more storage objects. Make the device larger"
-        )
+        left = room["places"] - room["taken"]
+        found.append(f"the lease store has room for {left} more storage objects. Make the device larger (`lvextend`)")
     return [*found, *_hook_warnings(), *about_guests(report)]
 
 
@@ -150,15 +149,23 @@ def about_guests(report: Dict[str, Any]) -> List[str]:
 
     for one in report["instances"]:
         if one["contested"]:
-            found.append(f"{plain(one['domain'])} writes what others have: {shown(one['contested'])}")
+            which = f"`vmguard audit --domain {typed(one['domain'])}` says who"
+            found.append(f"{plain(one['domain'])} writes what others have: {shown(one['contested'])}. {which}")
         elif one["without_lease"]:
-            found.append(f"{plain(one['domain'])} runs without leases for {shown(one['without_lease'])} ({one['note']})")
+            why = one["note"] or "taken by somebody else"
+            found.append(
+                f"{plain(one['domain'])} runs without leases for {shown(one['without_lease'])} ({why})."
+                f" `vmguard explain {typed(one['domain'])}` says who has them"
+            )
         if one["stopped_by_join"]:
             found.append(f"{plain(one['domain'])} is stopped until its leases are certain. Run `vmguard join`")
     known = {one["uuid"] for one in report["instances"]}
     for qemu in host.qemu_processes():
         if qemu.uuid not in known:
-            found.append(f"{plain(qemu.name)} runs without any lease: it was started past the guard, or before it")
+            found.append(
+                f"{plain(qemu.name)} runs without any lease: it was started without the guard, or before it."
+                " vmguardd takes its leases, or `vmguard setup`"
+            )
     return found
 
 

@@ -21,7 +21,7 @@ def add(commands: Any) -> None:
     """The subcommand."""
     store = commands.add_parser(
         "store",
-        help="what the store of leases is, and moving it",
+        help="show the store of leases; `store convert` moves it",
         description="Show the store of leases of this host: what kind it is, how much room there is.",
     )
     store.add_argument("--json", action="store_true", help="one JSON document")

@@ -19,7 +19,7 @@ def guests(look: Look) -> Findings:
         return
     unguarded = adoption.unguarded()
     for qemu in unguarded:
-        says = f"{qemu.name} (process {qemu.process.pid}) runs without any lease: started past the guard, or before it"
+        says = f"{qemu.name} (process {qemu.process.pid}) runs without any lease: started without the guard, or before it"
         yield wrong(says, "vmguard setup (takes its leases; it runs on)", mendable=True)
     boot = host.boot_id()
     records = [one for one in instance.load_all() if one.boot_id == boot]

@@ -35,7 +35,11 @@ def plugin(look: Look) -> Findings:
         return
     if daemons.plugin() is None:
         fix = f"install {daemons.plugin_package()}, then `vmguard setup`"
-        yield doubtful("libvirt's sanlock plugin is not installed: leases stay with the host, not with QEMU", fix)
+        if libvirtside.asks_for_plugin():
+            says = "libvirt's sanlock plugin is not installed, and lock_manager names it: its daemon does not start any more"
+            yield wrong(says, fix)
+        else:
+            yield doubtful("libvirt's sanlock plugin is not installed: leases stay with the host, not with QEMU", fix)
         return
     for daemon in look.libvirt():
         loaded = host.libvirt_has_sanlock_plugin(daemon.pid)
@@ -73,7 +77,11 @@ def register_only(look: Look) -> Findings:
         now = "not set" if shown is None else shown
         text = f"{setting.file}: {setting.name} is {now}, not {libvirtconf.written(setting.value)}"
         yield wrong(text, "vmguard setup", mendable=setting.file.endswith("qemu-sanlock.conf"))
-    if not found:
+    late = [daemon for daemon in look.libvirt() if not found and not libvirtside.has_read_settings(daemon)]
+    for daemon in late:
+        text = f"the plugin's settings were changed after the start of {daemon.name}, which reads them only then"
+        yield doubtful(text, f"vmguard setup (restarts {daemon.name}; guests run on)")
+    if not found and not late:
         yield ok("the plugin takes no leases of its own")
 
 

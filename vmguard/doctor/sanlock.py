@@ -10,7 +10,7 @@ from vmguard.doctor.check import Findings, check, doubtful, ok, wrong
 from vmguard.doctor.look import Look
 from vmguard.errors import SanlockDown
 from vmguard.leases import status
-from vmguard.setup import daemons, others
+from vmguard.setup import daemons, libvirtconf, libvirtside, others
 from vmguard.setup.libvirtconf import sanlock_get
 from vmguard.setup.plan import contents
 
@@ -61,11 +61,10 @@ def watchdog(look: Look) -> Findings:
     config = look.config()
     if found is None or config is None:
         return
-    owned = any(host.libvirt_has_sanlock_plugin(daemon.pid) for daemon in look.libvirt())
     if not found.daemon.use_watchdog:
         fix = "load a watchdog driver, start wdmd, and sanlock without -w 0: WATCHDOG in vmguard(8)"
         says = "sanlock runs without a watchdog (-w 0): if its daemon dies, guests run on without leases"
-        if owned or config.without_watchdog == "accept":
+        if _owned(look) or config.without_watchdog == "accept":
             yield doubtful(says, fix)
         else:
             yield wrong(says + ", and without the plugin no start is let through", fix)
@@ -85,6 +84,15 @@ def watchdog(look: Look) -> Findings:
         yield ok("wdmd runs, with " + ", ".join(filter(None, drivers)))
 
 
+def _owned(look: Look) -> bool:
+    """Whether QEMU owns its leases: by what libvirt's daemon has in memory, or by what it will load when it is asked again."""
+    running = look.libvirt()
+    if running:
+        return any(host.libvirt_has_sanlock_plugin(daemon.pid) for daemon in running)
+    wanted = all(libvirtside.now(each) == libvirtconf.written(each.value) for each in libvirtside.settings())
+    return wanted and daemons.plugin() is not None
+
+
 @check("timeouts")
 def timeouts(look: Look) -> Findings:
     """Storage that is away for shorter than others need to bring it back must not cost the guests their leases."""
@@ -95,7 +103,7 @@ def timeouts(look: Look) -> Findings:
     multipath = _queueing(look)
     if multipath == float("inf"):
         says = f"multipath retries for ever without a path; sanlock gives this host up after {limit} s"
-        yield doubtful(says, "in multipath.conf, for the LUN of the store: no_path_retry a number")
+        yield doubtful(says, "set no_path_retry to a number, for the LUN of the store, in multipath.conf")
         return
     if multipath is not None and multipath >= limit:
         found.append((f"multipath retries for {multipath:g} s without a path", multipath))

@@ -4,6 +4,7 @@
 import os
 import re
 import sys
+from typing import List
 
 import vmguard
 from vmguard import paths
@@ -29,18 +30,31 @@ def denials(look: Look) -> Findings:
     if kernel is None and audited is None:
         yield unknown("the kernel's log cannot be read: whether something was denied is not known")
         return
-    lines = (kernel or "").splitlines() + (audited or "")[-_TAIL:].splitlines()
+    lines = (kernel or "").splitlines() + _of_this_boot(look, (audited or "")[-_TAIL:].splitlines())
     found = [line for line in lines if _DENIED.search(line) and _OURS.search(line)]
     if not found:
         yield ok("no denial of AppArmor's or SELinux' names hook, vmguard or sanlock")
         return
-    last = " ".join(found[-1].split())[:200]
+    # SELinux writes these where it is permissive, and lets it happen.
+    denied = [line for line in found if " permissive=1" not in line]
+    last = " ".join((denied or found)[-1].split())[:200]
     if "avc:" in last:
         booleans = "virt_use_sanlock=1, and sanlock_use_nfs=1 or sanlock_use_fusefs=1 for a store there"
         fix = f"restorecon -R /etc/libvirt/hooks; setsebool -P {booleans}"
     else:
         fix = "allow it in /etc/apparmor.d/local/usr.sbin.libvirtd, then systemctl reload apparmor"
-    yield wrong(f"{len(found)} denials in the log, the last: {last}", fix)
+    if denied:
+        yield wrong(f"{len(denied)} denials in the log, the last: {last}", fix)
+    else:
+        yield doubtful(f"SELinux is permissive; enforcing it would have denied {len(found)} times, the last: {last}", fix)
+
+
+def _of_this_boot(look: Look, lines: List[str]) -> List[str]:
+    """Of auditd's log, which has those of earlier boots too. What was mended since is no news."""
+    booted = re.search(r"(?m)^btime (\d+)", look.read("/proc/stat") or "")
+    times = [re.search(r"audit\((\d+)", line) for line in lines]
+    since = int(booted.group(1)) if booted else 0
+    return [line for line, time in zip(lines, times) if time and int(time.group(1)) >= since]
 
 
 @check("versions")

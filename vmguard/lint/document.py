@@ -21,6 +21,9 @@ POLICY_NAMESPACE = "urn:vmguard:policy:1"
 
 _ENCODING = re.compile(rb"""^[^>]{0,100}encoding=["']([A-Za-z0-9._-]+)["']""")
 
+# As expat counts: \r by itself ends a line, too.
+_LINE_END = re.compile("\r\n?|\n")
+
 
 class Origin(NamedTuple):
     """Where a definition was read."""
@@ -97,6 +100,8 @@ class Definition:
             return None
         line, column = self._tree.at[number - 1]
         text = self._line(line)
+        if line == 1 and not text.startswith("<", column):
+            column -= 1  # expat counts a byte order mark
         return Place(line, column + 1, _end_of_tag(text, column) + 1, self._tree.path(number), text)
 
     def place_of_error(self) -> Optional[Place]:
@@ -149,8 +154,8 @@ class Definition:
 
     def _line(self, number: int) -> str:
         if self._lines is None:
-            self._lines = _text(self.xml).split("\n")
-        return self._lines[number - 1].rstrip("\r") if 0 < number <= len(self._lines) else ""
+            self._lines = _LINE_END.split(_text(self.xml))
+        return self._lines[number - 1] if 0 < number <= len(self._lines) else ""
 
 
 class _Places(_xml._Builder):

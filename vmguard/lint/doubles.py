@@ -6,6 +6,7 @@ Whether two claims exclude each other is `holders.excludes`, as for a start. Thi
 grows with the number of claims, and sorts them into rules.
 """
 
+import posixpath
 from itertools import chain, islice
 from typing import Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
 
@@ -135,7 +136,9 @@ class Index:
                 continue
             found: Dict[str, List[Tuple[Guest, Mark]]] = {}
             known: Set[str] = {guest.key}
-            for other, theirs in islice(chain.from_iterable(against), EXAMINED):
+            # Of one that is defined on several hosts, the definition first that is sure to mean the same thing.
+            examined = islice(chain.from_iterable(against), EXAMINED)
+            for other, theirs in sorted(examined, key=lambda entry: _weak(guest, mark, *entry)):
                 if other.key not in known:
                     known.add(other.key)
                     found.setdefault(kind(mark, theirs, guest.marks, other.marks), []).append((other, theirs))
@@ -177,7 +180,7 @@ def kind(mine: Mark, theirs: Mark, my_marks: Tuple[Mark, ...], their_marks: Tupl
     for claim in (one, two):
         if claim.mode is not Mode.EXCLUSIVE:
             return SHAREABLE if claim.written else READER
-    return OTHER_DOMAIN if one.path == two.path else ALIAS_PATH
+    return OTHER_DOMAIN if posixpath.normpath(one.path) == posixpath.normpath(two.path) else ALIAS_PATH
 
 
 def _layers(identity: str, labels: Tuple[str, str], upper: Mark, marks: Tuple[Mark, ...]) -> str:
@@ -191,4 +194,6 @@ def _layers(identity: str, labels: Tuple[str, str], upper: Mark, marks: Tuple[Ma
 
 
 def _weak(guest: Guest, mine: Mark, other: Guest, theirs: Mark) -> bool:
-    return guest.host != other.host and (mine.paper or theirs.paper) and is_weak(mine.claim)
+    # one whose host is not known may be of the same
+    elsewhere = bool(guest.host and other.host) and guest.host != other.host
+    return elsewhere and (mine.paper or theirs.paper) and is_weak(mine.claim)

@@ -16,6 +16,7 @@ from typing import Callable, Dict, Iterable, Iterator, List, NamedTuple, Optiona
 from vmguard.lint.document import Allow, Origin
 from vmguard.lint.doubles import Guest
 from vmguard.lint.findings import Finding, Needs, Place, Rule, Severity
+from vmguard.lint.rules import vmg001_unreadable_domain as unreadable
 from vmguard.lint.site import Site
 from vmguard.lint.sources import Reader, Source
 from vmguard.lint.subject import Meeting, Subject
@@ -45,6 +46,11 @@ class Judged(NamedTuple):
     allows: Tuple[AllowAt, ...]
     skipped: Tuple[Tuple[str, str], ...]  # (code of a rule, why it could not be applied)
     disks: int
+
+    @property
+    def counts(self) -> bool:
+        """Whether what was found is reported. Of what is only compared with it is not, unless there is nothing to compare."""
+        return self.origin.target or self.guest is None
 
 
 class Skip(NamedTuple):
@@ -80,11 +86,13 @@ class Report(NamedTuple):
 def judge(xml: bytes, origin: Origin, site: Site, modules: Dict[str, ModuleType]) -> Judged:
     """One definition by itself: with it go all rules that have a `check`."""
     one = Subject(xml, origin, site)
+    if one.domain is None:
+        # Whatever rules are asked for: it passes none of them.
+        unread = tuple(_signed(finding, origin, "") for finding in unreadable.check(one, site))
+        return Judged(origin, None, unread, (), (), 0)
     findings: List[Finding] = []
     skipped: List[Tuple[str, str]] = []
     for code, module in modules.items():
-        if one.domain is None and code != "VMG001":
-            continue
         why = _not_for(module, one, site)
         if why:
             skipped.append((code, why))
@@ -92,8 +100,6 @@ def judge(xml: bytes, origin: Origin, site: Site, modules: Dict[str, ModuleType]
         check = getattr(module, "check", None)
         if check is not None:
             findings += [_signed(finding, one.origin, one.name) for finding in check(one, site)]
-    if one.domain is None:
-        return Judged(origin, None, tuple(findings), (), (), 0)
     allows = tuple(AllowAt(allow, one.place(allow.number)) for allow in one.allowed())
     if not origin.target:
         findings, skipped = [], []
@@ -151,7 +157,7 @@ def run(
                 progress(len(all_judged), len(sources))
         findings: List[Finding] = []
         for judged in all_judged:
-            if judged.origin.target:
+            if judged.counts:
                 found = [*judged.findings, *compare(judged, meeting, site, modules)]
                 findings += finish(judged, found, site, modules)
     finally:
@@ -159,8 +165,8 @@ def run(
             gc.enable()
     return Report(
         tuple(findings),
-        sum(one.origin.target for one in all_judged),
-        sum(not one.origin.target for one in all_judged),
+        sum(one.counts for one in all_judged),
+        sum(not one.counts for one in all_judged),
         sum(one.disks for one in all_judged if one.origin.target),
         tuple(_skips(all_judged, site, modules)),
         tuple(module.RULE for module in modules.values()),
@@ -170,10 +176,10 @@ def run(
 
 def finish(judged: Judged, found: List[Finding], site: Site, modules: Dict[str, ModuleType]) -> List[Finding]:
     """All findings of a definition, in the order of its lines; those that it allows are marked."""
-    ran = {
-        code for code, module in modules.items() if not (module.RULE.needs is Needs.INVENTORY and not site.inventory)
-    }
+    ran = {code for code, module in modules.items() if site.inventory or not hasattr(module, "compare")}
     ran -= {code for code, _ in judged.skipped}
+    if any(one.unread for one in found):
+        ran = set()  # what is allowed may be about what could not be found out
     found = judge_allows(judged.allows, found, ran, "VMG003" in modules, judged.origin, judged.guest)
     return sorted(found, key=lambda one: (one.place.line if one.place else 0, one.severity.rank, one.rule))
 
@@ -235,7 +241,7 @@ def judge_source(origin: Origin, read: Reader, site: Site, modules: Dict[str, Mo
             "VMG001", Severity.ERROR, "", f"the definition cannot be read: {why}", "make it readable, or leave it out",
             unread=True,
         )  # fmt: skip
-        return Judged(origin, None, (_signed(finding, origin, ""),) if origin.target else (), (), (), 0)
+        return Judged(origin, None, (_signed(finding, origin, ""),), (), (), 0)
 
 
 def worst(findings: Iterable[Finding]) -> Optional[Severity]:

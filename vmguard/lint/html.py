@@ -166,7 +166,7 @@ def _kind(users: List[Tuple[Guest, Mark]]) -> str:
     marks = [mark for _, mark in users]
     if any(mark.claim.mode is Mode.EXCLUSIVE for mark in marks):
         hosts = {guest.host for guest, _ in users}
-        unknown = len(hosts) == len(users) and any(mark.paper and is_weak(mark.claim) for mark in marks)
+        unknown = "" not in hosts and len(hosts) == len(users) and any(mark.paper and is_weak(mark.claim) for mark in marks)
         return "maybe" if unknown else "clash"
     return "shared" if any(mark.claim.written for mark in marks) else "read"
 

@@ -9,7 +9,7 @@ not get as far as a claim (the file is not there, the definition is another host
 
 from typing import Dict, List, NamedTuple, Optional, Tuple
 
-from vmguard.claims import Claim, Mode, lies_beneath, needs_of
+from vmguard.claims import Claim, Mode, lies_beneath, needs_of, path_of
 from vmguard.domain import Access, Domain, PciDevice, ScsiUnit, UsbDevice, Use
 from vmguard.errors import Error, NamedTwice, Unguardable, Unresolvable, UsedByHost
 from vmguard.lint.paper import PaperFacts, worldwide
@@ -164,11 +164,19 @@ def is_weak(claim: Claim) -> bool:
     return claim.identity.startswith("file:") and not worldwide(claim.path)
 
 
-def is_header_trouble(error: Unresolvable) -> bool:
-    """Whether all that is wrong is that an image is of another format than declared."""
-    return error.why.startswith("it is declared ")
+def is_leg(storage: Storage) -> bool:
+    """Whether it is one path of a multipath map, or lies on one. In the words of disks.py."""
+    return "one path of the multipath map" in (storage.not_writable or "")
 
 
 def unresolved(part: Part) -> Optional[Unresolvable]:
     """Why it could not be found out what a use is, if that is so."""
     return part.error if isinstance(part.error, Unresolvable) else None
+
+
+def header_trouble(part: Part) -> Optional[Unresolvable]:
+    """The same, if all that is wrong is that the image itself is of another format than declared."""
+    error = unresolved(part)
+    if error is None or error.path != path_of(part.use.location):
+        return None
+    return error if error.why.startswith("it is declared ") else None

@@ -94,24 +94,28 @@ class Site:
     def demands_leases(self) -> bool:
         """
         Whether libvirt refuses to start disks that are written without a <lease>: its sanlock plugin is on, makes none
-        of its own, and is told to want one.
+        of its own, and is not told to do without.
         """
         if self._demands is None:
-            plugin = self._text("/etc/libvirt/qemu.conf", "lock_manager").strip("\"'") == "sanlock"
+            plugin = (self._text("/etc/libvirt/qemu.conf", "lock_manager") or "").strip("\"'") == "sanlock"
+            # without automatic leases it wants them, unless it is told not to
             self._demands = (
                 plugin
                 and self._text(_PLUGIN, "auto_disk_leases") in ("0", "")
-                and self._text(_PLUGIN, "require_lease_for_disks") not in ("0", "")
+                and self._text(_PLUGIN, "require_lease_for_disks") not in ("0", None)
             )
         return self._demands
 
-    def _text(self, path: str, name: str) -> str:
+    def _text(self, path: str, name: str) -> Optional[str]:
+        """A setting of libvirt's, "" where it is not set; None where that is not known."""
         if self.facts is None:
-            return ""
+            return None
         try:
             return libvirtconf.get(path, self.facts.read(path), name) or ""
-        except (OSError, Misconfigured):
+        except FileNotFoundError:
             return ""
+        except (OSError, Misconfigured):
+            return None
 
 
 def here(offline: bool, inventory: bool) -> Site:

@@ -3,7 +3,7 @@
 
 from typing import Iterable, Iterator
 
-from vmguard.domain import HostPath
+from vmguard.domain import Access, HostPath
 from vmguard.lint.looking import Part
 from vmguard.lint.site import Site
 from vmguard.lint.subject import Subject
@@ -11,7 +11,14 @@ from vmguard.storage import Storage
 from vmguard.storage.host import inside
 
 
-def on_store(one: Subject, part: Part, site: Site) -> bool:
+def writes_store(one: Subject, part: Part, site: Site) -> bool:
+    """Whether the guest may write where the leases are. Of a <lease> it is sanlock that writes."""
+    return (
+        part.use.access is not Access.READ and not part.use.what.startswith("lease ") and _on_store(one, part, site)
+    )
+
+
+def _on_store(one: Subject, part: Part, site: Site) -> bool:
     """A file of the store, the store itself, or a device under its filesystem."""
     store = site.store()
     if not store or site.config is None or site.config.store is None or site.facts is None:

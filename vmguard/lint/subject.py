@@ -9,7 +9,9 @@ from vmguard.lint import looking
 from vmguard.lint.document import Definition, Disk, Origin
 from vmguard.lint.doubles import (
     DUPLICATE_SOURCE,
+    NVRAM,
     OTHER_DOMAIN,
+    TPM,
     Clash,
     Guest,
     Index,
@@ -43,7 +45,7 @@ class Subject(Definition):
         self.parts: Tuple[Part, ...] = ()
         self.marks: Tuple[Mark, ...] = ()
         self.twice: Tuple[Twice, ...] = ()
-        self._storages: Dict[int, Tuple[Storage, ...]] = {}
+        self._storages: Dict[str, Tuple[Storage, ...]] = {}  # by label: one element may name several things
         if self.domain is not None:
             looked = looking.look(self.domain, site.facts, origin.host, origin.local, site.shared_files())
             self.parts = looked.parts
@@ -54,9 +56,9 @@ class Subject(Definition):
         """What a use is on this host; nothing where that could not be found out."""
         if use is None or site.facts is None or not self.origin.local:
             return ()
-        if use.line not in self._storages:
-            self._storages[use.line] = looking.storages(use, site.facts)
-        return self._storages[use.line]
+        if use.what not in self._storages:
+            self._storages[use.what] = looking.storages(use, site.facts)
+        return self._storages[use.what]
 
     def live_disks(self, site: Site) -> Iterator[Tuple[Disk, Storage]]:
         """The disks that were found on this host, with what they are."""
@@ -102,16 +104,23 @@ class Subject(Definition):
                     space.text.strip() if space is not None else "",
                     text,
                     (target.get("path") or "") if target is not None else "",
-                    int(offset) if offset.isascii() and offset.isdigit() else -1,
+                    _offset(offset),
                     self.place(target.line if target is not None else lease.line),
                 )
+
+
+def _offset(text: str) -> int:
+    """-1 for what is none, or lies beyond the end of every file."""
+    number = int(text) if text.isascii() and text.isdigit() and len(text) < 20 else -1
+    return number if number < 1 << 63 else -1
 
 
 def _twice(one: Subject, looked: Looked) -> Iterator[Twice]:
     for error in looked.twice:
         first, second = _mark(one, error.first), _mark(one, error.second)
         which = kind(first, second, one.marks, one.marks)
-        yield Twice(first, second, DUPLICATE_SOURCE if which == OTHER_DOMAIN else which)
+        # these are between domains
+        yield Twice(first, second, DUPLICATE_SOURCE if which in (OTHER_DOMAIN, NVRAM, TPM) else which)
 
 
 def _mark(one: Subject, claim: Claim) -> Mark:

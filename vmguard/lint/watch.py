@@ -6,7 +6,7 @@ import queue
 import sys
 import threading
 from types import ModuleType
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, TextIO
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, TextIO, Union
 
 from vmguard.errors import BadRequest
 from vmguard.lint import formats, site, sources
@@ -35,7 +35,7 @@ class Watch:
         self.standing = standing
         self._local = local
         self._host = os.uname().nodename if local else ""
-        self._changes: queue.Queue[Optional[Change]] = queue.Queue()
+        self._changes: queue.Queue[Union[Change, str]] = queue.Queue()  # or why there will be no more
         try:
             self._folders = Folders(folders) if folders else None
         except OSError as error:
@@ -48,8 +48,8 @@ class Watch:
         """Wait for one change; what is wrong with the definition that it made."""
         while True:
             change = self._changes.get()
-            if change is None:
-                raise BadRequest("changes came faster than they could be read; start it again")
+            if isinstance(change, str):
+                raise BadRequest(change, "start it again")
             if change.xml is not None:
                 return self.standing.defined(change.xml, change.origin)
             self.standing.gone(change.origin.source)
@@ -59,7 +59,7 @@ class Watch:
         while True:
             for path, there in self._folders.changes():
                 if not path:
-                    self._changes.put(None)
+                    self._changes.put("changes came faster than they could be read, and some are lost")
                 elif path.endswith(".xml"):
                     self._changes.put(self._change(path, there))
 
@@ -84,12 +84,13 @@ class Watch:
             threading.Thread(target=_loop, args=(libvirt,), daemon=True).start()
         try:
             opened = libvirt.openReadOnly(uri)
-            host, local = sources.whose(uri, opened)
+            host, local = sources.whose(opened)
 
             def heard(_connection: Any, domain: Any, event: int, _detail: int, _opaque: Any) -> None:
                 self._heard(libvirt, Origin(f"{uri}: {domain.name()}", host, local), domain, event)
 
             opened.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, heard, None)
+            opened.registerCloseCallback(lambda *_: self._changes.put(f"{uri}: the connection was closed"), None)
             opened.setKeepAlive(5, 3)
         except libvirt.libvirtError as error:
             raise BadRequest(f"{uri}: {error.get_error_message()}") from error

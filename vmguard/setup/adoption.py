@@ -8,10 +8,10 @@ says of each guest now.
 
 from typing import List, Optional
 
-from vmguard import deadline, guard, host, instance, libvirtstate
+from vmguard import deadline, events, guard, host, instance, libvirtstate
 from vmguard.config import load
 from vmguard.errors import Error, Misconfigured
-from vmguard.report import sentence
+from vmguard.report import message
 from vmguard.setup import daemons
 from vmguard.setup.plan import Change, Plan
 
@@ -58,13 +58,21 @@ def _adopt(qemu: host.Qemu, libvirtd: host.Process) -> str:
         try:
             guard.reconnect(xml, libvirtd)
         except Error as error:
-            return 1, sentence(error, qemu.name).splitlines()[0]
+            return 1, _in_short(error)
         return 0, ""
 
     try:
         return deadline.run(load().deadline, ask)[1]
-    except (Error, deadline.Bug) as error:
-        return type(error).__name__
+    except Error as error:
+        return _in_short(error)
+    except deadline.Bug as bug:
+        events.record("bug", str(bug), domain=qemu.name, operation="setup")
+        return f"an error in vmguard itself, {events.path()} has the trace"
+
+
+def _in_short(error: Error) -> str:
+    """The first line of what it means, as a clause."""
+    return message(error).splitlines()[0].partition(": ")[2].rstrip(".")
 
 
 def _definition(uuid: str) -> Optional[bytes]:

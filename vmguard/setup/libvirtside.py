@@ -16,6 +16,9 @@ from vmguard.setup.libvirtconf import Value
 from vmguard.setup.plan import Change, Plan, contents, remove, replace
 from vmguard.setup.record import Previous
 
+# Seconds by which a daemon's start may be mistaken: /proc tells the time of boot in whole ones.
+_BOOT = 2
+
 
 class Setting(NamedTuple):
     """A setting of libvirt's that the guard needs."""
@@ -26,9 +29,13 @@ class Setting(NamedTuple):
     what: str
 
 
+def _plugin_conf() -> str:
+    return os.path.join(others.LIBVIRT, "qemu-sanlock.conf")
+
+
 def settings() -> List[Setting]:
     """In the order in which they are to be made: lock_manager alone would make libvirt ask for leases of its own."""
-    plugin = os.path.join(others.LIBVIRT, "qemu-sanlock.conf")
+    plugin = _plugin_conf()
     return [
         Setting(plugin, "auto_disk_leases", 0, "libvirt takes no leases by path"),
         Setting(plugin, "require_lease_for_disks", 0, "libvirt asks for no leases in the guests' definitions"),
@@ -51,6 +58,11 @@ def previous(known: Previous) -> Previous:
 def now(setting: Setting) -> Optional[str]:
     """How the setting stands in its file, None where it does not. Raises Misconfigured."""
     return libvirtconf.get(setting.file, contents(setting.file) or b"", setting.name)
+
+
+def asks_for_plugin() -> bool:
+    """Whether lock_manager names the sanlock plugin: where that is not installed libvirt's daemon does not start."""
+    return (now(settings()[-1]) or "").strip("'\"") == "sanlock"
 
 
 def add_to(plan: Plan, restart: bool, accept_no_watchdog: bool) -> None:
@@ -86,6 +98,12 @@ def _add_setting(plan: Plan, setting: Setting) -> None:
 
 
 def _say_no_plugin(plan: Plan, accept_no_watchdog: bool) -> None:
+    if asks_for_plugin():
+        plan.left.append(
+            f"libvirt's daemon does not start any more: lock_manager in {settings()[-1].file} names its sanlock plugin, which is"
+            f" not installed. Install {daemons.plugin_package()}, or take that line out."
+        )
+        return
     plan.left.append(
         f"libvirt's sanlock plugin is not installed (package {daemons.plugin_package()}). Without it the leases stay"
         " with this host instead of each guest's QEMU. Better: install it and run `vmguard setup` again."
@@ -125,24 +143,42 @@ def _add_hook(plan: Plan) -> bool:
 
 def _add_daemon(plan: Plan, daemon: daemons.Daemon, plugin: bool, hook_new: bool, restart: bool) -> None:
     where = daemon.unit or f"process {daemon.pid}"
-    # The daemon reads lock_manager when it starts, and never again.
-    if plugin and host.libvirt_has_sanlock_plugin(daemon.pid) is False:
+    lacks = _lacks(plan, daemon) if plugin else ""
+    if lacks:
         if restart:
             plan.changes.append(
                 Change(
-                    f"libvirt's daemon {daemon.name}", where, "without the sanlock plugin",
+                    f"libvirt's daemon {daemon.name}", where, f"without {lacks}",
                     "restarted, with the plugin and the hook (guests run on)", lambda: _restart(daemon),
                 )  # fmt: skip
             )
             return
         command = f"systemctl restart {daemon.unit}" if daemon.unit else f"stop process {daemon.pid}, start it again"
-        plan.left.append(f"{daemon.name} must be restarted to load the sanlock plugin (guests run on): {command}")
+        plan.left.append(f"{daemon.name} must be restarted to have {lacks} (guests run on): {command}")
     if hook_new or not has_seen_hook(daemon):
         change = Change(
             f"libvirt's daemon {daemon.name}", where, "has not looked for the hook yet", "told to look (SIGHUP)",
             lambda: tell(daemon),
         )  # fmt: skip
         plan.changes.append(change)
+
+
+def _lacks(plan: Plan, daemon: daemons.Daemon) -> str:
+    """What only a restart can give the daemon: it reads lock_manager and the plugin's settings when it starts."""
+    loaded = host.libvirt_has_sanlock_plugin(daemon.pid)
+    if loaded is False:
+        return "the sanlock plugin"
+    changes = any(change.where == _plugin_conf() for change in plan.changes)
+    return "its sanlock plugin's settings" if loaded and (changes or not has_read_settings(daemon)) else ""
+
+
+def has_read_settings(daemon: daemons.Daemon) -> bool:
+    """Whether the daemon has read the plugin's settings as they are now: False where they were certainly changed since."""
+    try:
+        changed = os.stat(_plugin_conf()).st_ctime
+    except OSError:
+        return True
+    return daemons.started_at(daemon) > changed - _BOOT
 
 
 def _restart(daemon: daemons.Daemon) -> None:
@@ -164,19 +200,24 @@ def has_seen_hook(daemon: daemons.Daemon) -> bool:
     Whether the daemon has looked for hooks since the hook is there. It looks when it starts and when it is told to;
     what is in the hook it reads at every call.
     """
-    path = hookfile.target(daemons.libvirt_version())
-    try:
-        there_since = os.stat(path).st_ctime
-    except OSError:
+    there = _hook()
+    if there is None:
         return False
-    # Two seconds: /proc tells the time of boot in whole ones.
-    if daemons.started_at(daemon) > there_since + 2:
+    if daemons.started_at(daemon) > there.st_ctime + _BOOT:
         return True
-    return _mark(daemon, path) in (contents(_seen_file()) or b"").decode("utf-8", "replace").splitlines()
+    return _mark(daemon, there) in (contents(_seen_file()) or b"").decode("utf-8", "replace").splitlines()
 
 
-def _mark(daemon: daemons.Daemon, path: str) -> str:
-    return f"{daemon.pid} {daemon.start} {path}"
+def _hook() -> Optional[os.stat_result]:
+    try:
+        return os.stat(hookfile.target(daemons.libvirt_version()))
+    except OSError:
+        return None
+
+
+def _mark(daemon: daemons.Daemon, hook: os.stat_result) -> str:
+    """Of this very file: while it was away, or could not be run, the daemon may have looked again and have found none."""
+    return f"{daemon.pid} {daemon.start} {hook.st_ctime_ns}"
 
 
 def tell(daemon: daemons.Daemon) -> None:
@@ -186,9 +227,8 @@ def tell(daemon: daemons.Daemon) -> None:
 
 
 def _note_seen(daemons_told: List[daemons.Daemon]) -> None:
-    path = hookfile.target(daemons.libvirt_version())
-    running = daemons.find(daemons.LIBVIRT)
-    lines = [_mark(each, path) for each in running if each in daemons_told or has_seen_hook(each)]
+    there, running = _hook(), daemons.find(daemons.LIBVIRT)
+    lines = [_mark(each, there) for each in running if there and (each in daemons_told or has_seen_hook(each))]
     replace(_seen_file(), ("\n".join(lines) + "\n").encode())
 
 
@@ -241,13 +281,12 @@ def _restore(plan: Plan, setting: Setting, text: Optional[str]) -> None:
 
 def _let_go(plan: Plan, daemon: daemons.Daemon, restart: bool) -> None:
     where = daemon.unit or f"process {daemon.pid}"
-    if not host.libvirt_has_sanlock_plugin(daemon.pid) or not any(
-        change.where.endswith("/qemu.conf") for change in plan.changes
-    ):
+    files = {setting.file for setting in settings()}
+    if not host.libvirt_has_sanlock_plugin(daemon.pid) or not any(change.where in files for change in plan.changes):
         return
     if restart:
-        after = "restarted, without the plugin (guests run on)"
+        after = "restarted, with its earlier settings (guests run on)"
         what = f"libvirt's daemon {daemon.name}"
-        plan.changes.append(Change(what, where, "with the sanlock plugin", after, lambda: daemons.restart(daemon)))
+        plan.changes.append(Change(what, where, "with the guard's settings", after, lambda: daemons.restart(daemon)))
     else:
-        plan.left.append(f"{daemon.name} must be restarted to be without the sanlock plugin (guests run on).")
+        plan.left.append(f"{daemon.name} must be restarted to have its earlier settings (guests run on).")

@@ -23,6 +23,7 @@ from vmguard.setup.record import Identity
 
 JOIN_UNIT = "vmguard-join.service"
 AGENT_UNIT = "vmguardd.service"
+SANLOCK_UNIT = "sanlock.service"
 
 
 class Wishes(NamedTuple):
@@ -168,7 +169,7 @@ class _Steps:
                     "sanlock", "its daemon does not run, and there is no systemd to start it",
                     "start it (`sanlock daemon`; with -w 0 if there is no watchdog), and run setup again",
                 ) from None  # fmt: skip
-            self.add("sanlock's daemon", "sanlock.service", "not running", "running", _start_sanlock)
+            self.add("sanlock's daemon", SANLOCK_UNIT, "not running", "running", _start_sanlock)
             return
         if now.daemon.host_name not in (wanted, name) and not now.spaces:
             running = daemons.find(("sanlock",))
@@ -328,9 +329,9 @@ class _Steps:
             )
             return
         if not daemons.unit_is("enabled", JOIN_UNIT):
-            self.add(
-                "join at boot", JOIN_UNIT, "not enabled", "enabled", lambda: daemons.enable_unit(JOIN_UNIT)
-            )
+            self.add("join at boot, leave at shutdown", JOIN_UNIT, "not enabled", "enabled", _start_join)
+        elif daemons.unit_is("active", SANLOCK_UNIT) and not daemons.unit_is("active", JOIN_UNIT):
+            self.add("leave at shutdown", JOIN_UNIT, "not active", "active", _start_join)
         if not (daemons.unit_is("enabled", AGENT_UNIT) and daemons.unit_is("active", AGENT_UNIT)):
             self.add("watch over running guests", AGENT_UNIT, "does not run", "runs", _start_agent)
 
@@ -357,8 +358,18 @@ _Apply = Callable[[], None]
 
 
 def _start_sanlock() -> None:
-    daemons.start_unit("sanlock.service")
-    daemons.enable_unit("sanlock.service")
+    daemons.start_unit(SANLOCK_UNIT)
+    daemons.enable_unit(SANLOCK_UNIT)
+
+
+def _start_join() -> None:
+    """
+    Its stop is what leaves the store: a shutdown in which nobody does waits for sanlock, and cannot unmount what the store lies
+    on. It is bound to sanlock's unit: one that somebody runs by hand is left alone.
+    """
+    daemons.enable_unit(JOIN_UNIT)
+    if daemons.unit_is("active", SANLOCK_UNIT):
+        daemons.start_unit(JOIN_UNIT)
 
 
 def _start_agent() -> None:

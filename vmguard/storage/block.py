@@ -12,6 +12,11 @@ from vmguard.storage import Storage, disks, dm, hostuse, loops, network
 from vmguard.storage.facts import Devno
 from vmguard.storage.host import DEPTH_LIMIT, Host, Mount, plain
 
+# Made by the kernel or ZFS of what this host alone has: zvols, flash, floppy disks, null_blk.
+_OF_THIS_HOST = re.compile(r"(?:zd|mtdblock|ubiblock|fd|nullb)\d")
+# Buses within one machine, on which a driver of its own may have disks that have no names (flash on PCIe).
+_OWN_BUSES = ("pci", "platform", "vio", "scm", "memstick")
+
 
 def resolve(host: Host, device: Devno, path: Optional[str] = None) -> Storage:
     """The block device of that number. Raises Unresolvable."""
@@ -112,7 +117,21 @@ def _kind(host: Host, sys: str, device: Devno) -> Storage:
         return _nbd(host, sys)
     if re.match(r"zram|ram\d|pmem|brd", name):
         return local(host, sys, "memory of this host, until it reboots", this_boot=not name.startswith("pmem"))
-    return disks.resolve(host, sys, device) or local(host, sys, "a kind of device that has no identity of its own")
+    return disks.resolve(host, sys, device) or _unknown(host, sys)
+
+
+def _unknown(host: Host, sys: str) -> Storage:
+    """
+    A device of a kind that is not known. Where nothing shows what is behind it, it may be a volume on a network, which other
+    hosts have by whatever name their drivers gave it: ATA over Ethernet, ublk, rnbd, those of vendors.
+    """
+    storage = local(host, sys, "a kind of device that has no identity of its own")
+    bus = (host.target(f"{sys}/device/subsystem") or "").rpartition("/")[2]
+    if storage.under or bus in _OWN_BUSES or _OF_THIS_HOST.match(kname(sys)):
+        return storage
+    return storage._replace(
+        not_writable="it is a kind of device that is not known, and nothing shows whether other hosts reach the same"
+    )
 
 
 def _partition(host: Host, sys: str) -> Storage:
@@ -177,7 +196,7 @@ def _drbd_names(host: Host, device: Devno) -> Iterable[Tuple[str, str]]:
     for resource in host.names(base):
         for volume in host.names(f"{base}/{resource}"):
             there = host.lookup(f"{base}/{resource}/{volume}")
-            if there and there.rdev == device and volume.isdigit():
+            if there and there.rdev == device and volume.isdecimal():
                 yield resource, volume
 
 

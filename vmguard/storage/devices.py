@@ -40,7 +40,12 @@ def nvme(host: Host, disk: NvmeNamespace) -> Storage:
             continue
         number = host.devno(f"/sys/class/block/{_head(name)}")
         storage = block.resolve(host, number, path) if number else disks.nvme(host, there)._replace(path=path)
-        return storage._replace(also=(*storage.also, identity), under=(*storage.under, controller))
+        # QEMU takes the whole controller away from the host.
+        beside = (one for one in _below(host, sys) if one.used_by_host)
+        used = storage.used_by_host or next((f"{one.path}, beside it, is {one.used_by_host}" for one in beside), None)
+        return storage._replace(
+            also=(*storage.also, identity), under=(*storage.under, controller), used_by_host=used
+        )
     reasons = ("the host's nvme driver does not have the controller, so only its address is known",)
     return Storage(identity, path, "nvme", under=(controller,), reasons=reasons)
 
@@ -70,16 +75,26 @@ def usb(host: Host, device: UsbDevice) -> Tuple[Storage, ...]:
             found += _below(host, host.realpath(base))
     if not seen:
         raise Unresolvable(
-            f"usb {device.bus}:{device.device} {device.vendor}:{device.product}", "no such USB device is plugged in"
+            f"usb {device.bus}:{device.device} {device.vendor}:{device.product}",
+            "no such USB device is plugged in",
+            missing=True,
         )
     return tuple(dict.fromkeys(found))
 
 
 def character(host: Host, device: Devno, path: str) -> Tuple[Storage, ...]:
-    """The disks that a character device gives access to (sg, NVMe generic and controller); none for all others."""
+    """
+    The disks that a character device gives access to (sg, NVMe generic and controller), or memory that lasts; none for all
+    others.
+    """
     sys = host.target(f"/sys/dev/char/{device[0]}:{device[1]}") or ""
     name = sys.rpartition("/")[2]
     names: Tuple[str, ...] = ()
+    if re.fullmatch(r"dax\d+\.\d+", name):
+        reasons = ("persistent memory of this host",)
+        return (Storage(f"dev:{host.machine_key()}/{name}", path, "dax", reasons=reasons),)
+    if re.fullmatch(r"raw\d+", name):  # until kernel 5.14
+        raise Unresolvable(path, "the kernel does not say which block device this raw device is bound to: name that one")
     if re.fullmatch(r"(?:sg\d+|\d+:\d+:\d+:\d+)", name):  # sg, bsg
         parent = host.target(sys + "/device") or ""
         names = host.names(parent + "/block")

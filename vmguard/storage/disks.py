@@ -135,6 +135,10 @@ def _transport(host: Host, parent: str) -> str:
     driver = host.text(f"/sys/class/scsi_host/host{adapter.group(1)}/proc_name") or "" if adapter else ""
     if re.search(r"/(?:rport-\d|session\d+/)", parent) or driver in _NETWORK_HOSTS:
         return "shared"
+    # SPC-4 6.4.2, TPGS: a unit that says which of several controllers to ask (ALUA) is an array's, on SAS as well.
+    inquiry = host.bytes(parent + "/inquiry", 6) or b""
+    if len(inquiry) == 6 and inquiry[5] & 0x30:
+        return "shared"
     return "local" if _LOCAL_BUS.search(parent) or driver in _LOCAL_HOSTS else "unknown"
 
 

@@ -7,6 +7,7 @@ from vmguard._light import json, re
 from vmguard._typing import Any, Dict, List, NamedTuple, Optional, Tuple
 from vmguard.domain import HostPath, Location, NetworkVolume, NvmeNamespace
 from vmguard.errors import Unresolvable
+from vmguard.storage.host import encodable
 
 _JSON_DEPTH = 32
 # Drivers that pass on what lies in their "file" (or "image") child.
@@ -159,7 +160,7 @@ def _options(options: Dict[str, Any], directory: str, name: str, depth: int) -> 
 def _volume(driver: str, options: Dict[str, Any], name: str) -> Location:
     if driver == "nvme":
         number = _text(options, "namespace")
-        if number.isdigit():
+        if number.isdecimal():
             return NvmeNamespace(_text(options, "device"), int(number))
     hosts = _servers(options)
     if driver == "rbd":
@@ -200,6 +201,8 @@ def _servers(options: Dict[str, Any]) -> Tuple[str, ...]:
 
 def _text(options: Dict[str, Any], key: str) -> str:
     value = options.get(key)
+    if isinstance(value, str) and not encodable(value):
+        raise Unresolvable(ascii(value)[:200], f"the file name has a {key} that is no text")
     return str(value) if isinstance(value, (str, int)) and not isinstance(value, bool) else ""
 
 

@@ -145,8 +145,9 @@ def _host_only(host: Host, mount: Mount, found: Stat, why: str) -> _Name:
 
 
 def _gluster(host: Host, real: str, mount: Mount, found: Stat) -> _Name:
-    # SERVER:/VOLUME[/SUBDIR]; the inode number is made of the file's gfid and the same on all clients
-    server, colon, rest = mount.source.partition(":")
+    # SERVER:[/]VOLUME[/SUBDIR], SERVER being an IPv6 address perhaps; the inode number is made of the file's gfid and the
+    # same on all clients
+    server, colon, rest = mount.source.partition(":/") if ":/" in mount.source else mount.source.rpartition(":")
     volume, _, subdir = rest.lstrip("/").partition("/")
     if not (server and colon and volume):
         return _host_only(

@@ -13,7 +13,7 @@ from vmguard.storage import block, dm, loops, lvm
 from vmguard.storage.facts import Devno, Stat
 from vmguard.storage.host import DEPTH_LIMIT, Host, unescape
 
-_MOUNTED = ("ext4", "xfs", "f2fs", "bcachefs")  # have a directory for each mounted device, whatever the mount namespace
+_MOUNTED = ("ext4", "xfs", "f2fs")  # have a directory for each mounted device, whatever the mount namespace
 # LIO and nvmet, the kernel's own targets: the attribute that names the file or device they serve
 # targetcli writes udev_path; of a target that was made without it the kernel's own words tell (target_core_file.c, _iblock.c).
 _LIO_FILE = re.compile(r"File: (/.*?)  Size: ")
@@ -79,6 +79,8 @@ def _alone(host: Host, sys: str, device: Devno) -> Optional[str]:
     for uuid in host.names("/sys/fs/btrfs"):
         if name in host.names(f"/sys/fs/btrfs/{uuid}/devices"):
             return f"a device of the mounted btrfs {uuid}"
+    if host.target(sys + "/bcachefs"):  # a link that bch2_dev_sysfs_online makes; the mount has a number of its own
+        return "a device of a mounted bcachefs"
     for path, there in _swaps(host):
         if stat.S_ISBLK(there.mode) and there.rdev == device:
             return f"swap space of this host ({path})"

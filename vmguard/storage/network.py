@@ -11,7 +11,7 @@ from vmguard._typing import Optional, Tuple
 from vmguard.domain import NetworkVolume
 from vmguard.errors import Unresolvable
 from vmguard.storage import Storage, block
-from vmguard.storage.host import Host, plain
+from vmguard.storage.host import Host, encodable, plain
 
 _READ_ONLY = ("http", "https", "ftp", "ftps", "tftp")  # QEMU's curl driver has no write; tftp is for boot loaders
 _NBD_PORT = "10809"  # IANA
@@ -22,8 +22,8 @@ def resolve(host: Host, volume: NetworkVolume) -> Storage:
     """A volume that QEMU reaches by itself. Raises Unresolvable."""
     protocol, name = volume.protocol.lower(), volume.name
     path = f"{protocol}:{name}"
-    if "\0" in name or len(name) > 4096:
-        raise Unresolvable(path[:200], "it is not the name of a volume")
+    if "\0" in name or len(name) > 4096 or not encodable("".join((protocol, name, *volume.hosts))):
+        raise Unresolvable(ascii(path)[:200], "it is not the name of a volume")
     if protocol == "rbd":
         return _rbd(name, path)
     if protocol == "iscsi":

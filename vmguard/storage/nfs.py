@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """NFS, from both ends: what a client sees, and what this host serves to others."""
 
+from vmguard._light import re
 from vmguard._typing import Optional, Tuple
 from vmguard.errors import Unresolvable
 from vmguard.storage.facts import Devno
@@ -47,12 +48,17 @@ def exported(host: Host, real: str, mount: Mount) -> Optional[str]:
     """
     here = within(mount, real)
     for line in (host.text(_EXPORTS) or "").splitlines():
-        directory = unescape(line.partition("\t")[0])
+        name, _, clients = line.partition("\t")
+        directory = unescape(name)
         found = host.lookup(directory) if directory.startswith("/") else None
         top = host.target(directory) if found else None
         if not found or not top:
             continue
         served = host.mount_of(found, top)
-        if served.device == mount.device and inside(here, within(served, top)):
+        places = [(served.device, within(served, top))]
+        if "crossmnt" in re.split(r"[(),]", clients):
+            # What is mounted below is served with it.
+            places += [(below.device, below.root) for below in host.mounts() if inside(below.point, top)]
+        if any(device == mount.device and inside(here, root) for device, root in places):
             return f"this host serves {directory} by NFS, and other hosts know the file by another identity"
     return None

@@ -77,7 +77,7 @@ def _network(pool: _xml.Element, kind: str, volume: PoolVolume, path: str) -> Ne
         # libvirt names the volumes unit:BUS:TARGET:UNIT
         parts = volume.volume.split(":")
         target = (device.get("path") if device else None) or ""
-        if len(parts) != 4 or parts[0] != "unit" or not parts[3].isdigit() or not target:
+        if len(parts) != 4 or parts[0] != "unit" or not parts[3].isdecimal() or not target:
             raise Unresolvable(path, "it does not say which unit of which target it is")
         return NetworkVolume("iscsi", f"{target}/{int(parts[3])}", tuple(hosts))
     if not _is_name(volume.volume):

@@ -3,10 +3,9 @@
 
 from typing import Iterator
 
-from vmguard.claims import path_of
 from vmguard.lint.doubles import source_of
 from vmguard.lint.findings import Finding, Needs, Rule, Severity
-from vmguard.lint.looking import is_header_trouble, unresolved
+from vmguard.lint.looking import header_trouble, unresolved
 from vmguard.lint.site import Site
 from vmguard.lint.subject import Subject
 from vmguard.text import plain
@@ -25,7 +24,7 @@ def check(one: Subject, site: Site) -> Iterator[Finding]:
     """Each use of which the guard cannot tell what it is."""
     for part in one.parts:
         error = unresolved(part)
-        if error is not None and not (is_header_trouble(error) and error.path == path_of(part.use.location)):
+        if error is not None and header_trouble(part) is None:  # VMG402
             yield one.finding(
                 RULE,
                 part.use.what,

@@ -3,8 +3,9 @@
 
 from typing import Iterator
 
-from vmguard.lint.document import within
+from vmguard.lint.doubles import source_of
 from vmguard.lint.findings import Finding, Needs, Rule, Severity
+from vmguard.lint.looking import is_leg
 from vmguard.lint.site import Site
 from vmguard.lint.subject import Subject
 from vmguard.text import plain
@@ -13,18 +14,16 @@ RULE = Rule(
     "VMG108", "multipath-leg", Severity.ERROR, Needs.HOST, deny=True, title="a disk is one path of a multipath map"
 )
 
-# As disks.py puts it.
-_LEG = "one path of the multipath map"
-
 
 def check(one: Subject, site: Site) -> Iterator[Finding]:
-    """A leg, or a partition of one, that the guest would write or read past the map."""
-    for disk, storage in one.live_disks(site):
-        if storage.not_writable and _LEG in storage.not_writable:
+    """A leg, or a partition of one, that the guest would write or read past the map; or one behind a device given whole."""
+    for part in one.parts:
+        storage = next(filter(is_leg, one.storages(part.use, site)), None)
+        if storage is not None:
             yield one.finding(
                 RULE,
-                disk.what,
-                within(disk, "source"),
-                f"{disk.what}: {plain(storage.not_writable)}",
+                part.use.what,
+                source_of(one, part.use.line),
+                f"{part.use.what}: {plain(storage.not_writable or '')}",
                 f"name {plain(storage.instead or 'the map')} instead",
             )

@@ -7,7 +7,7 @@ from vmguard.errors import UsedByHost
 from vmguard.lint.doubles import source_of
 from vmguard.lint.findings import Finding, Needs, Rule, Severity
 from vmguard.lint.site import Site
-from vmguard.lint.store import on_store
+from vmguard.lint.store import writes_store
 from vmguard.lint.subject import Subject
 from vmguard.text import plain
 
@@ -17,7 +17,7 @@ RULE = Rule("VMG109", "in-use-by-host", Severity.ERROR, Needs.HOST, deny=True, t
 def check(one: Subject, site: Site) -> Iterator[Finding]:
     """Mounted, swapped to, held by md, LVM or another map."""
     for part in one.parts:
-        if isinstance(part.error, UsedByHost) and not on_store(one, part, site):
+        if isinstance(part.error, UsedByHost) and not writes_store(one, part, site):
             yield one.finding(
                 RULE,
                 part.use.what,

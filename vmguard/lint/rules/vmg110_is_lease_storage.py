@@ -3,12 +3,11 @@
 
 from typing import Iterator
 
-from vmguard.domain import Access
 from vmguard.errors import Unguardable
 from vmguard.lint.doubles import source_of
 from vmguard.lint.findings import Finding, Needs, Rule, Severity
 from vmguard.lint.site import Site
-from vmguard.lint.store import on_store
+from vmguard.lint.store import writes_store
 from vmguard.lint.subject import Subject
 
 RULE = Rule(
@@ -19,7 +18,7 @@ RULE = Rule(
 def check(one: Subject, site: Site) -> Iterator[Finding]:
     """A file in the store, a device under it, or the volume where lvmlockd keeps its locks."""
     for part in one.parts:
-        if part.use.access is Access.WRITE and (on_store(one, part, site) or _is_lvmlock(part.error)):
+        if writes_store(one, part, site) or _is_lvmlock(part.error):
             yield one.finding(
                 RULE,
                 part.use.what,

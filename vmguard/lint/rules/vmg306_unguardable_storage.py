@@ -7,6 +7,7 @@ from vmguard.domain import Access
 from vmguard.errors import Unguardable
 from vmguard.lint.doubles import source_of
 from vmguard.lint.findings import Finding, Needs, Rule, Severity
+from vmguard.lint.looking import is_leg
 from vmguard.lint.site import Site
 from vmguard.lint.subject import Subject
 from vmguard.text import plain
@@ -28,7 +29,7 @@ def check(one: Subject, site: Site) -> Iterator[Finding]:
         if not isinstance(error, Unguardable) or part.use.access is Access.READ:
             continue
         found = one.storages(part.use, site)
-        if any(one.identity.startswith("lvm:") for one in found) or "one path of the multipath map" in error.why:
+        if any(storage.identity.startswith("lvm:") or is_leg(storage) for storage in found):
             continue  # VMG106 and VMG110, VMG108
         instead = f"name {plain(error.instead)} instead" if error.instead else "move it to other storage"
         yield one.finding(

@@ -16,13 +16,17 @@ RULE = Rule(
     title="libvirt's sanlock plugin wants a lease, and the definition has none",
 )
 
+# virDomainLockManagerAddImage of libvirt's domain_lock.c: of others the plugin never hears. Which of them a volume is, its
+# pool says.
+_LOCKED = ("file", "block", "dir", "volume")
+
 
 def check(one: Subject, site: Site) -> Iterator[Finding]:
     """What the plugin says at the start: disks that are written, and no <lease>."""
     if not site.demands_leases() or list(one.leases()):
         return
     for disk in one.disks:
-        if disk.written and not disk.shareable:
+        if disk.written and not disk.shareable and disk.kind in _LOCKED:
             yield one.finding(
                 RULE,
                 disk.what,

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """A <lease> that leads nowhere."""
 
-from typing import Iterator
+from typing import Iterator, Tuple
 
 from vmguard.lint.doubles import LeaseMark
 from vmguard.lint.findings import Finding, Needs, Rule, Severity
@@ -27,7 +27,7 @@ _HEAD = 512
 def check(one: Subject, site: Site) -> Iterator[Finding]:
     """The path, the offset, and what sanlock wrote there."""
     for lease in one.leases():
-        why = _trouble(lease, site)
+        why, unread = _trouble(lease, site)
         if why:
             yield Finding(
                 RULE.code,
@@ -36,25 +36,27 @@ def check(one: Subject, site: Site) -> Iterator[Finding]:
                 f"{plain(lease.what)}: {why}",
                 "correct path and offset; `sanlock direct dump PATH` shows the leases that a file has",
                 lease.place,
+                unread=unread,
             )
 
 
-def _trouble(lease: LeaseMark, site: Site) -> str:
+def _trouble(lease: LeaseMark, site: Site) -> Tuple[str, bool]:
+    """What is wrong, and whether that is only that it could not be looked at."""
     assert site.facts is not None
     if not lease.path:
-        return "it names no path"
+        return "it names no path", False
     if lease.offset < 0 or lease.offset % ALIGN:
-        return f"its offset is no multiple of {ALIGN}, the least that leases are apart"
+        return f"its offset is no multiple of {ALIGN}, the least that leases are apart", False
     try:
         head = site.facts.read(lease.path, _HEAD, lease.offset)
     except OSError as error:
-        return f"{plain(lease.path)}: {words(error)}"
+        return f"{plain(lease.path)}: {words(error)}", not isinstance(error, (FileNotFoundError, NotADirectoryError))
     found = read_lease(head)
     if found is None:
-        return f"{plain(lease.path)} has no lease of sanlock at {lease.offset}"
+        return f"{plain(lease.path)} has no lease of sanlock at {lease.offset}", False
     space, name = found
     if lease.lockspace and space != lease.lockspace:
-        return f"the lease there is of lockspace {plain(space)}, not {plain(lease.lockspace)}"
+        return f"the lease there is of lockspace {plain(space)}, not {plain(lease.lockspace)}", False
     if name != lease.key:
-        return f"the lease there is named {plain(name)}"
-    return ""
+        return f"the lease there is named {plain(name)}", False
+    return "", False

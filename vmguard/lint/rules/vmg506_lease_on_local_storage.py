@@ -20,12 +20,14 @@ def check(one: Subject, site: Site) -> Iterator[Finding]:
     """Such a lease protects from two guests on one host, and from nothing else."""
     if site.facts is None or (site.config is not None and site.config.single_host):
         return
+    shared = site.shared_files()
     for lease in one.leases():
         try:
             found = resolve(HostPath(lease.path), site.facts)
         except Error:
             continue  # VMG502 says so
-        if found and not any(storage.others_see_it for storage in found):
+        seen = [storage.others_see_it or bool(shared) and storage.identity.startswith(shared) for storage in found]
+        if seen and not any(seen):
             yield Finding(
                 RULE.code,
                 RULE.severity,
