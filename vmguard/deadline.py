@@ -81,18 +81,18 @@ def _read(pipe: int, child: int, seconds: float) -> bytes:
     end = time.monotonic() + seconds
     poll = select.poll()
     poll.register(pipe, select.POLLIN)
-    data = b""
+    data = bytearray()  # it may become large
     while True:
         left = end - time.monotonic()
         if left <= 0 or not poll.poll(left * 1000):
             os.kill(child, SIGKILL)
             # One that hangs in the kernel cannot be reaped, and need not be: it holds nothing that libvirt waits for.
             os.waitpid(child, os.WNOHANG)
-            return data
+            return bytes(data)
         chunk = os.read(pipe, 65536)
         if not chunk:
             os.waitpid(child, 0)
-            return data
+            return bytes(data)
         data += chunk
 
 

@@ -86,6 +86,8 @@ def _tell_system(entry: Any) -> None:
     calm = entry["event"] in CALM
     try:
         _tell_journal(entry, 6 if calm else 4)  # LOG_INFO, LOG_WARNING
+    except BlockingIOError:
+        pass  # it does not keep up, or has stopped: syslog would wait for it
     except (OSError, ValueError, ImportError):
         import syslog  # few systems are without a journal
 

@@ -124,6 +124,11 @@ def alive(one: Process) -> bool:
     return found[0] not in _DEAD or bool(threads(one.pid))
 
 
+def stopped(one: Process) -> bool:
+    """Whether this very process was stopped by a signal, and has not been let go on."""
+    return _stat(f"{PROC}/{one.pid}/stat") == ("T", one.start)
+
+
 def threads(pid: int) -> List[str]:
     """The directories in /proc of the living threads of a process."""
     base = f"{PROC}/{pid}/task"

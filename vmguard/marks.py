@@ -39,7 +39,8 @@ def put(one: Instance, wants: Iterable[Want]) -> None:
             "IDENTITY": claim.identity,
             "MODE": Mode(claim.mode).value,
         }
-        # Names of domains may hold anything: a line each, in ASCII, with no quotes around that udev would take away.
+        # Names of domains may hold anything: a line each, in ASCII, with no quote of either kind at its beginning: udev takes
+        # away the two around a value, and the value with it where there is one.
         text = "".join(f"VMGUARD_{key}={_shown(value)}\n" for key, value in lines.items())
         path = os.path.join(_folder(), claim.device)
         if read(path) == text.encode():
@@ -56,7 +57,8 @@ def put(one: Instance, wants: Iterable[Want]) -> None:
 
 
 def _shown(value: str) -> str:
-    return plain(value).encode("ascii", "backslashreplace").decode().replace('"', "'").strip()
+    text = plain(value).encode("ascii", "backslashreplace").decode().strip()
+    return f"\\x{ord(text[0]):02x}{text[1:]}" if text.startswith(("'", '"')) else text
 
 
 def drop(wants: Iterable[Want], others: Iterable[Instance]) -> None:

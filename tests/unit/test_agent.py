@@ -15,7 +15,7 @@ from vmguard import deadline, host, instance, libvirtstate, overrides, owning, p
 from vmguard.agent import acting, daemon, defining, guests, looking, standing, work
 from vmguard.agent.defining import Wrong
 from vmguard.claims import GUESTS_SHARE_IT, LIES_UNDER, Claim, Mode
-from vmguard.config import Config
+from vmguard.config import Config, OnConflict
 from vmguard.errors import CannotTell, Holder, InUse, SanlockDown
 from vmguard.host import Process, Qemu
 from vmguard.instance import Instance, Want
@@ -92,6 +92,26 @@ def test_each_ones_turn_comes(qemu: "subprocess.Popen[bytes]", tmp_path: Path) -
     assert guest.due is not None
 
 
+def test_what_becomes_a_qemu_late_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A script that prepares for minutes and ends with exec; or another process has the number now."""
+    monkeypatch.setattr(guests, "_BECOMES", 0.0)
+    script = f"read l; exec -a qemu-system-x86_64 bash -c 'read l' -name guest={NAME} -uuid {UUID}"
+    process = subprocess.Popen(["/bin/bash", "-c", script], stdin=subprocess.PIPE)
+    try:
+        all_ = guests.Guests()
+        for _ in range(3):
+            all_.scan()
+        assert process.pid in all_._strangers
+        said(process, "go", lambda: host.qemu(process.pid) is not None)
+        for _ in range(guests._ROUND):
+            all_.scan()
+        assert [guest.process.pid for guest in all_.of_name(NAME)] == [process.pid]
+        assert process.pid not in all_._strangers
+    finally:
+        process.kill()
+        process.wait()
+
+
 # -- children ----------------------------------------------------------------------------------------------------------
 
 
@@ -128,6 +148,43 @@ def test_an_error_in_a_child_comes_back_as_text() -> None:
 
     ended = asyncio.run(work.child(fail, 10, lambda _: None))
     assert not ended.whole and "nobody meant it" in ended.text
+
+
+def test_a_child_that_is_killed_while_it_tells() -> None:
+    """What it was about to say was cut off: no more than that is lost."""
+    heard: List[Dict[str, Any]] = []
+
+    def half() -> None:
+        deadline.tell({"seen": 1})
+        assert deadline._pipe is not None
+        os.write(deadline._pipe, b'{"seen": ')
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    ended = asyncio.run(work.child(half, 10, heard.append))
+    assert not ended.whole and [one["seen"] for one in heard] == [1]
+
+
+def test_a_look_that_could_not_begin_is_made_up_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no memory for another process: what was noticed must not be forgotten with it."""
+    monkeypatch.setattr(paths, "LOG", str(tmp_path))
+    monkeypatch.setattr(daemon.events, "_tell_system", lambda _: None)
+
+    def full(*_: Any) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(work.deadline, "begin", full)
+    config = Config(store="/x", cluster="abcd", host_id=1)
+
+    async def look() -> None:
+        agent = daemon.Agent()
+        all_ = [guests.Guest(Qemu(Process(number, 1), f"u{number}", "web", False, ())) for number in (1, 2)]
+        for guest in all_:
+            guest.due = None
+        agent._begin(agent._look(all_, config))
+        await asyncio.gather(*agent._acting, return_exceptions=True)
+        assert all(guest.due is not None for guest in all_)
+
+    asyncio.run(look())
 
 
 def test_the_loop_goes_on_while_a_child_works() -> None:
@@ -203,6 +260,31 @@ def test_one_that_hangs_keeps_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyP
             one.wait()
 
 
+@pytest.mark.parametrize("left", [True, False])
+def test_what_could_not_be_given_back_is_tried_again(left: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """sanlock or the store did not answer when the guest ended, and nobody calls a hook on this host any more."""
+    monkeypatch.setattr(paths, "RUN", str(tmp_path))
+    gone = one()._replace(boot_id=host.boot_id(), qemu=Process(2**22 + 1, 1))
+    instance.write(gone)
+    monkeypatch.setattr(looking, "load", lambda: Config(store="/x", cluster="abcd", host_id=1))
+    monkeypatch.setattr(looking, "here", lambda _config: None)
+
+    def sweep(_this: Any) -> None:
+        if left:
+            raise SanlockDown(111)
+        instance.forget(gone)
+
+    monkeypatch.setattr(looking.giving, "sweep", sweep)
+
+    async def swept_once() -> Any:
+        agent = daemon.Agent()
+        agent._sweep = None
+        await agent._swept(10)
+        return agent._sweep
+
+    assert (asyncio.run(swept_once()) is not None) is left
+
+
 def test_who_has_ended_has_closed_his_files_himself(qemu: "subprocess.Popen[bytes]") -> None:
     """A guest that runs and has the files of before was not it; one that is gone may have been."""
 
@@ -254,6 +336,46 @@ def test_what_came_up_is_asked_for_once_at_a_time(monkeypatch: pytest.MonkeyPatc
     config = config._replace(shared=False)
     standing.Standing(lambda *_: None, lambda _: pytest.fail("asked"), lambda: config, lambda: waiting.pop(0), "").look()
     assert len(waiting) == 2
+
+
+def test_what_came_up_while_the_store_was_away_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was answered before it went away is not told twice."""
+    said: List[str] = []
+    asked: List[Any] = []
+    config = Config(store="/x", cluster="abcd", host_id=1, shared=True, deadline=2.0)
+    waiting: List[List[str]] = [["/dev/mapper/a", "/dev/mapper/b"], [], []]
+
+    def tell_holders(devices: List[str]) -> None:
+        deadline.tell({"device": devices[0], "holder": "node2", "path": devices[0]})
+        if "/dev/mapper/a" in devices:
+            raise SanlockDown(111)
+
+    real = work.child
+
+    async def child(work_: Any, seconds: float, heard: Any) -> work.Ended:
+        asked.append(work_)
+        return await real(work_, seconds, heard)
+
+    monkeypatch.setattr(standing, "_ASKED_AGAIN", 0.01)
+    monkeypatch.setattr(standing.elsewhere, "tell_holders", tell_holders)
+    monkeypatch.setattr(standing.work, "child", child)
+    monkeypatch.setattr(standing.events, "path", lambda: "/nowhere")
+
+    async def look() -> None:
+        tasks: List[Any] = []
+        one = standing.Standing(
+            lambda event, text, **data: said.append(data["path"]),
+            lambda what: tasks.append(asyncio.ensure_future(what)),
+            lambda: config,
+            lambda: waiting.pop(0),
+            "",
+        )
+        for _ in range(3):
+            one.look()
+            await asyncio.gather(*tasks)
+
+    asyncio.run(look())
+    assert said == ["/dev/mapper/a", "/dev/mapper/b"] and len(asked) == 2
 
 
 # -- conflicts ---------------------------------------------------------------------------------------------------------
@@ -557,6 +679,39 @@ def test_a_guest_that_libvirt_does_not_pause_is_stopped(monkeypatch: pytest.Monk
         assert "stopped its process" in acting._pause(UUID, "web", found)
         _, status = os.waitpid(process.pid, os.WUNTRACED)
         assert os.WIFSTOPPED(status)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_what_is_contained_is_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where its process was stopped, because libvirt did not answer, or does not know it: nobody calls it paused."""
+    monkeypatch.setattr(libvirtstate, "of", lambda _name, _pid: None)
+    monkeypatch.setattr(daemon.Agent, "_say", lambda *_, **__: None)
+    config = Config(store="/x", cluster="abcd", host_id=1, conflict=OnConflict.PAUSE)
+    seen = looking.Seen("conflict", conflicts=({"path": "/x", "identity": "i", "text": "it is written here"},))
+    process = subprocess.Popen(["sleep", "60"])
+    acted: List[Any] = []
+
+    async def twice() -> None:
+        agent = daemon.Agent()
+        monkeypatch.setattr(agent, "_begin", lambda what: (what.close(), acted.append(what)))
+        found = host.process(process.pid)
+        assert found is not None
+        guest = guests.Guest(Qemu(found, UUID, "web", False, ()))
+        agent._conflict(guest, seen, config)
+        guest.acting, guest.acted = False, True
+        os.kill(process.pid, signal.SIGSTOP)
+        os.waitpid(process.pid, os.WUNTRACED)
+        agent._conflict(guest, seen, config)
+        assert len(acted) == 1
+        os.kill(process.pid, signal.SIGCONT)
+        os.waitpid(process.pid, os.WCONTINUED)
+        agent._conflict(guest, seen, config)
+        assert len(acted) == 2, "somebody has let it go on"
+
+    try:
+        asyncio.run(twice())
     finally:
         process.kill()
         process.wait()

@@ -15,12 +15,15 @@ import pytest
 
 from vmguard import events, host, instance, paths
 from vmguard.audit import history, monitor, shared, timeline
+from vmguard.audit.held import AllHeld
 from vmguard.audit.history import Wanted
 from vmguard.claims import LIES_UNDER, Claim, Mode
+from vmguard.cli import main
 from vmguard.config import Config
 from vmguard.errors import BadRequest
 from vmguard.host import Process
 from vmguard.instance import Instance, Want
+from vmguard.lint import inotify
 
 DISK = {"path": "/dev/vg/web", "identity": "lvm:a/b", "mode": "exclusive"}
 
@@ -70,10 +73,32 @@ def test_what_is_asked_for() -> None:
     assert Wanted(disk=("/x",)).takes(event(1, "unseen")), "that nobody looked is part of any answer"
 
 
+def test_a_clock_that_was_set_back(tmp_path: Path) -> None:
+    """What one host wrote stays in its order; another's comes in between by time."""
+    path = tmp_path / "e"
+    found = [started(5000, number=1), event(1000, "released", instance="u.1"), started(1001, number=2)]
+    path.write_text("".join(json.dumps(one) + "\n" for one in found))
+    assert history.read(Wanted(), [str(path)]) == found
+    other = started(4000, "node2", 3)
+    assert history.in_order([*found, other]) == [other, *found]
+    assert [span.until for span in history.spans(history.in_order([*found, other]))] == [None, None, 1000]
+
+
 def test_half_a_line_is_no_event(tmp_path: Path) -> None:
     path = tmp_path / "e"
     path.write_bytes(json.dumps(started(1)).encode() + b'\n{"time": 2, "ev\n\xff\n[1]\n{"time": "x", "event": "y"}\n')
     assert [one["event"] for one in history.read(Wanted(), [str(path)])] == ["held"]
+
+
+def test_what_follows_half_a_line_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk, or a power cut: the next event is written behind what is left of one."""
+    monkeypatch.setattr(paths, "LOG", str(tmp_path))
+    monkeypatch.setattr(events, "_tell_system", lambda _: None)
+    for rest in (b'{"time": 1, "host": "a", "event": "hel', b"\0" * 100, b'{"time": '):
+        with open(events.path(), "ab") as file:
+            file.write(rest)
+        events.record("released", 'he wrote {"time": 7}', domain=rest.decode())
+    assert [one["event"] for one in history.read(Wanted())] == ["released"] * 3
 
 
 @pytest.mark.parametrize(
@@ -84,23 +109,87 @@ def test_times(text: str, ago: Any) -> None:
     found = history.moment_of(text, now)
     assert ago is None or found == now - ago
     assert time.localtime(history.moment_of("yesterday", now)).tm_hour == 0
-    with pytest.raises(BadRequest):
-        history.moment_of("the day after", now)
+    for nonsense in ("the day after", "\u00b2d", "9" * 400 + "d", "d", "-1d", ""):
+        with pytest.raises(BadRequest):
+            history.moment_of(nonsense, now)
 
 
-def test_the_log_goes_on_over_rotation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_yesterday_is_the_day_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also on the days of 23 and 25 hours."""
+    monkeypatch.setenv("TZ", "CET-1CEST,M3.5.0,M10.5.0/3")
+    time.tzset()
+    try:
+        for late, before in (("2026-10-25 23:30", "2026-10-24"), ("2026-03-30 00:30", "2026-03-29")):
+            assert history.moment_of("yesterday", history.moment_of(late)) == history.moment_of(before), late
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+@pytest.fixture
+def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Files of events that are put aside every few dozen lines."""
     monkeypatch.setattr(paths, "LOG", str(tmp_path))
     monkeypatch.setattr(events, "MAX_BYTES", 3000)
     monkeypatch.setattr(events, "_tell_system", lambda _: None)
-    heard: List[int] = []
-    following = history.follow(Wanted(), pause=0.001)
+    return tmp_path
+
+
+def test_the_log_goes_on_over_rotation(log: Path) -> None:
     events.record("first")
     for number in range(100):
         events.record("refused", "x" * 50, number=number)
     kept = [one["number"] for one in history.read(Wanted()) if "number" in one]
     assert kept == list(range(kept[0], 100)) and len(events.files()) == events.KEPT + 1
-    events.record("refused", number=100)
-    del following, heard
+
+
+def test_whoever_follows_misses_nothing(log: Path) -> None:
+    """Neither what is written while the rest is shown, nor what two rotations put aside while he does not look."""
+    events.record("refused", number=0)
+    before, place = history.read_on(Wanted())
+    events.record("refused", number=1)
+    following = history.follow(Wanted(), place, pause=0.001)
+    heard = [one["number"] for one in before] + [next(following)["number"]]
+    for number in range(2, 60):
+        events.record("refused", "x" * 50, number=number)
+    assert len(events.files()) > 2
+    heard += [next(following)["number"] for _ in range(2, 60)]
+    assert heard == list(range(60))
+
+
+def test_a_file_that_is_put_aside_while_all_are_read(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The newest has become the one before it by the time that its turn comes."""
+    for number in range(40):
+        events.record("refused", "x" * 50, number=number)
+    monkeypatch.setattr(events, "MAX_BYTES", 1 << 30)
+    real, moves = open, [True]
+
+    def put_aside(path: str, *words: Any, **more: Any) -> Any:
+        file = real(path, *words, **more)
+        if moves and str(path).startswith(str(log)):
+            moves.pop()
+            with real(events.path(), "ab") as current:
+                events._rotate(current.fileno())
+            events.record("refused", number=99)
+        return file
+
+    monkeypatch.setattr("builtins.open", put_aside)
+    assert {one["number"] for one in history.read(Wanted())} >= set(range(40))
+    moves.append(True)
+    lines, place = history.new_lines((0, 0))
+    lines += history.new_lines(place)[0]
+    found = [one["number"] for one in history.parsed(lines)]
+    assert sorted(found) == sorted(one["number"] for one in history.read(Wanted()))
+
+
+def test_a_log_that_was_emptied_goes_on(log: Path) -> None:
+    """By hand, because the disk was full."""
+    events.record("refused", "x" * 500, number=0)
+    _, place = history.new_lines((0, 0))
+    os.truncate(events.path(), 0)
+    events.record("refused", number=1)
+    lines, _ = history.new_lines(place)
+    assert [one["number"] for one in history.parsed(lines)] == [1]
 
 
 def test_two_that_rotate_at_once_lose_nothing(tmp_path: Path) -> None:
@@ -133,6 +222,37 @@ def test_the_journal_gets_fields(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert fields[b"VMGUARD_EVENT"] == b"conflict" and fields[b"SYSLOG_IDENTIFIER"] == b"vmguard"
 
 
+def test_a_journal_that_has_stopped_keeps_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """syslog(3) goes to the same daemon, and waits for it."""
+    monkeypatch.setattr(paths, "LOG", str(tmp_path))
+    monkeypatch.setattr(events, "JOURNAL", str(tmp_path / "journal"))
+    monkeypatch.setattr("syslog.syslog", lambda *_: pytest.fail("it waits"))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
+        journal.bind(events.JOURNAL)
+        for number in range(1000):
+            events.record("conflict", "x" * 1000, number=number)
+    assert len(history.read(Wanted())) == 1000
+
+
+@pytest.mark.parametrize("watched", [True, False])
+def test_a_guest_that_a_crash_has_ended_is_not_shown_as_running(
+    watched: bool, log: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That the host was started again is in events of no domain, or is not written down at all."""
+    monkeypatch.setattr(shared, "of_others", lambda _: ([], True))
+    monkeypatch.setattr(events, "MAX_BYTES", 1 << 30)
+    me, now = host.name(), time.time()
+    found = [started(now - 3 * 10**8, me, boot="a"), event(now - 60, "held", me, instance="v.1", disks=[], boot="b")]
+    Path(events.path()).write_text("".join(json.dumps(one) + "\n" for one in (found if watched else found[:1])))
+    for words in (["--domain", "web"], ["--disk", DISK["path"]], []):
+        assert main(["audit", "--held", "--json", *words]) == 0
+        (span,) = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+        assert span["until"] is not None and "restart" in span["ended"], words
+    assert main(["audit", "--json"]) == 0
+    assert [json.loads(line)["event"] for line in capsys.readouterr().out.splitlines()] == ["held"] * (1 + watched)
+    assert main(["audit", "--held", "--json", "--domain", "other"]) == 0 and not capsys.readouterr().out
+
+
 # -- the picture -------------------------------------------------------------------------------------------------------
 
 
@@ -151,6 +271,15 @@ def test_the_picture_is_xml_and_shows_all() -> None:
     assert any(one.startswith("refused") for one in words) and any(one.startswith("resized") for one in words)
     assert "prefers-color-scheme: dark" in text
     assert ElementTree.fromstring(timeline.draw("/x", [], [], [], 2000)) is not None
+
+
+def test_the_picture_of_an_image_that_thousands_had() -> None:
+    """A base image, and a guest for each test run: the work grows with what is drawn, not with its square."""
+    found = [event(at, "held", domain=f"d{at}", instance=f"u.{at}", disks=[DISK]) for at in range(4000)]
+    found += [event(at, "refused", domain=f"d{at}") for at in range(4000)]
+    began = time.process_time()
+    text = timeline.draw("/dev/vg/web", history.spans(found), found, [], 5000)
+    assert text.count("<rect") > 4000 and time.process_time() - began < 1
 
 
 # -- what others do ----------------------------------------------------------------------------------------------------
@@ -263,11 +392,41 @@ def test_mounted(seen: Watched) -> None:
     assert [one["event"] for one in seen.told] == ["mounted"] and seen.told[0]["place"] == "/mnt"
 
 
+def test_mounted_where_the_name_breaks_lines(seen: Watched) -> None:
+    """The kernel escapes blanks and line ends alone; any user may mount by FUSE, in a folder of any name."""
+    path = seen.root / "proc/self/mountinfo"
+    hostile = "/home/u/a\u2028b\x0cc\u3000-\u3000d\u3000/dev/mapper/vg-web"
+    path.write_text(
+        path.read_text()
+        + f"2 1 0:40 / {hostile} rw - fuse.x x rw\n3 1 253:4 / /a\\040b rw - ext4 /dev/mapper/vg-web rw\n",
+        encoding="utf-8",
+    )
+    seen.monitor._see_mounts()
+    assert [one["place"] for one in seen.told] == ["/a b"]
+
+
+def test_what_a_user_mounts_is_not_looked_up(seen: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The source of a FUSE mount is text of whoever mounted it."""
+    asked: List[str] = []
+    monkeypatch.setattr(monitor, "_number_of", lambda source: asked.append(source) or ("253:4" if source else ""))
+    path = seen.root / "proc/self/mountinfo"
+    path.write_text("2 1 0:40 / /home/u/m rw - fuse.x /dev/shm/link rw\n3 1 0:41 / /data rw - btrfs /dev/mapper/vg-web rw\n")
+    seen.monitor._see_mounts()
+    assert [one["place"] for one in seen.told] == ["/data"] and "/dev/shm/link" not in asked
+
+
 def test_what_changed_while_nobody_looked(seen: Watched) -> None:
     """The agent comes back: the gap is told, and what is different."""
     path = Path(paths.RUN) / "watching.json"
     os.utime(path, (time.time() - 600, time.time() - 600))
     seen.put(seen.device / "size", "8192\n")
+    told = started_again(seen)
+    assert [one["event"] for one in told] == ["unseen", "watching", "resized"]
+    assert 590 < told[0]["to"] - told[0]["from"] < 620 and told[2]["size"] == 8192 * 512
+
+
+def started_again(seen: Watched) -> List[Dict[str, Any]]:
+    """What an agent tells that starts now."""
     told: List[Dict[str, Any]] = []
 
     async def again() -> None:
@@ -276,11 +435,75 @@ def test_what_changed_while_nobody_looked(seen: Watched) -> None:
         new.start()
         new.stop()
 
-    host_boot = seen.root / "proc/sys/kernel/random/boot_id"
-    seen.put(host_boot, "boot\n")
+    seen.put(seen.root / "proc/sys/kernel/random/boot_id", "boot\n")
     asyncio.run(again())
-    assert [one["event"] for one in told] == ["unseen", "watching", "resized"]
-    assert 590 < told[0]["to"] - told[0]["from"] < 620 and told[2]["size"] == 8192 * 512
+    return told
+
+
+@pytest.mark.parametrize("ago, words", [(3600, ["unseen", "watching"]), (1, ["watching"])])
+def test_a_host_on_which_nobody_has_watched_so_far(seen: Watched, ago: float, words: List[str]) -> None:
+    """Its guests were started with it, and the agent an hour later."""
+    (Path(paths.RUN) / "watching.json").unlink()
+    for one in instance.load_all():
+        instance.write(one._replace(since=time.time() - ago))
+    told = started_again(seen)
+    assert [one["event"] for one in told] == words
+    assert words == ["watching"] or 3590 < told[0]["to"] - told[0]["from"] < 3700
+
+
+def test_what_got_lost_is_unseen(seen: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody opens held files faster than anybody can look: what he wrote among that cannot be told, and is not hidden."""
+    monkeypatch.setattr(inotify.os, "read", lambda _fd, _size: inotify._EVENT.pack(-1, inotify._OVERFLOW, 0, 0))
+    seen.monitor._files = inotify.Files()
+    seen.monitor._opened()
+    assert [one["event"] for one in seen.told] == ["unseen"] and "inotify" in seen.told[0]["text"]
+    seen.monitor._files.close()
+
+
+def test_what_vanishes_while_others_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One thread says what to watch, another hears of what happens: a guest ends, and its images are removed."""
+    names = [str(tmp_path / name) for name in "abc"]
+    for name in names:
+        Path(name).write_text("")
+    files = inotify.Files()
+    files.watch(names[:2])
+
+    class Libc:
+        inotify_add_watch = files._libc.inotify_add_watch
+
+        def inotify_rm_watch(self, *_: Any) -> None:
+            for name in names[:2]:
+                if os.path.exists(name):
+                    os.unlink(name)
+            list(files.changes())
+
+    files._libc = Libc()  # type: ignore[assignment]
+    files.watch(names[2:])
+    assert list(files._numbers) == names[2:]
+    files.close()
+
+
+def test_records_that_are_written_at_once(seen: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within one step of the clock of files: a look between the two sees the first, and the folder is as old after the second."""
+    now = time.time_ns()
+    monkeypatch.setattr("time.time_ns", lambda: now + 10**6)
+    all_ = AllHeld()
+    (web,) = instance.load_all()
+    for state in ("held", "running"):
+        wants = web.wants if state == "running" else ()
+        instance.write(web._replace(state=state, wants=wants))
+        for path in (instance.directory(), f"{instance.directory()}/i.json"):
+            os.utime(path, ns=(now, now))
+        all_.refresh()
+    assert [one.path for one in all_] == ["/dev/vg/web"]
+
+
+def test_nothing_is_kept_of_what_is_held_no_longer(seen: Watched) -> None:
+    """A host for tests starts a million guests, each on an image of its own."""
+    seen.monitor._searched = {"/dev/vg/web": 1.0, "/gone": 1.0}
+    instance.write(Instance("j", "v", "db", "", Process(1, 1), "running", (), 0))
+    seen.monitor.look()
+    assert seen.monitor._searched == {"/dev/vg/web": 1.0}
 
 
 def test_another_guest_is_no_change(seen: Watched) -> None:
@@ -329,13 +552,25 @@ def test_other_hosts_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with open(events.path(), "ab") as file:
         file.write(b'{"time": 5, "event": "half')
     shared.publish()
+    copy = store / "history" / "1.jsonl"
+    events.record("released", domain="web")
+    before, full = copy.read_bytes(), tmp_path / "STATE1" / "published.json.tmp"
+    full.mkdir()  # where it has come to cannot be kept
+    with pytest.raises(OSError):
+        shared.publish()
+    assert copy.read_bytes() == before, "else the same is copied every few seconds, until nothing else is left"
+    full.rmdir()
     os.unlink(tmp_path / "STATE1" / "published.json")  # a copy that was cut short is made again
     shared.publish()
     assert shared.of_others(Wanted()) == ([], True), "its own it has already"
     on(2)
     found, answered = shared.of_others(Wanted(domain="web"))
-    assert answered and [one["event"] for one in found] == ["held"]
+    assert answered and [one["event"] for one in found] == ["held", "released"]
     assert shared.of_others(Wanted(domain="db")) == ([], True)
+    put_aside = [started(number, number=number) for number in range(20)]
+    (store / "history" / "4.jsonl.1").write_text("".join(json.dumps(one) + "\n" for one in put_aside))
+    (store / "history" / "4.jsonl").write_text(json.dumps(started(7, number=20)) + "\n")
+    assert [one["instance"] for one in shared.of_others(Wanted(host="node1"))[0]] == [f"u.{n}" for n in range(21)]
     os.mkfifo(store / "history" / "3.jsonl")
     monkeypatch.setattr(shared, "_PATIENCE", 0.3)
     assert shared.of_others(Wanted()) == ([], False)

@@ -120,3 +120,9 @@ def test_long_text_is_not_cut() -> None:
     text = "x" * 300_000
     outcome: Tuple[int, str] = deadline.run(10, lambda: (0, text))
     assert outcome == (0, text)
+
+
+def test_a_long_answer_takes_no_longer_than_its_length() -> None:
+    """A year's trail of several hosts. It was copied whole for each piece of it that came."""
+    length = 64 << 20
+    assert deadline.run(10, lambda: (0, "x" * length)) == (0, "x" * length)

@@ -47,11 +47,21 @@ def test_put_and_dropped(places: Tuple[Path, Path]) -> None:
     marks.put(instance('we"b\n1 é', want), (want,))
     lines = (folder / "253:4").read_text().splitlines()
     assert lines[0] == "VMGUARD_HELD=1" and "VMGUARD_MODE=exclusive" in lines and len(lines) == 5
-    assert lines[1] == "VMGUARD_DOMAIN=we'b\\n1 \\xe9"
+    assert lines[1] == 'VMGUARD_DOMAIN=we"b\\n1 \\xe9'
     assert said(device) == ("change", "change", "")
     marks.drop((want,), ())
     assert not list(folder.iterdir())
     assert said(device) == ("change", "change", "")
+
+
+@pytest.mark.parametrize(
+    "name, shown", [("'web'", "\\x27web'"), ("'web", "\\x27web"), (' "web"', '\\x22web"'), ("we'b", "we'b")]
+)
+def test_quotes_are_of_the_name(name: str, shown: str, places: Tuple[Path, Path]) -> None:
+    """udev takes those away that are around a value, and a value with one of them for none."""
+    folder, _ = places
+    marks.put(instance(name), (Want(claim("253:4")),))
+    assert f"VMGUARD_DOMAIN={shown}" in (folder / "253:4").read_text().splitlines()
 
 
 def test_another_guest_has_it_still(places: Tuple[Path, Path]) -> None:

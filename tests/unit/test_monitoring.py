@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """`vmguard metrics`, check_vmguard, and what docs/monitoring has for Prometheus and Icinga."""
 
+import ctypes
 import json
 import re
 import shutil
@@ -13,7 +14,7 @@ from typing import Any, Dict, List, Tuple
 import pytest
 
 from vmguard import events, host, paths
-from vmguard.cli import metrics, plugin, status
+from vmguard.cli import main, metrics, plugin, status
 from vmguard.errors import SanlockDown
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -65,6 +66,9 @@ def test_metrics_are_well_formed() -> None:
     assert "vmguard_refusals_total 3" in lines and "vmguard_guests 1" in lines
     assert 'vmguard_hook_prepare_seconds_bucket{le="+Inf"} 10' in lines and "vmguard_hook_prepare_seconds_sum 12.5" in lines
     assert "vmguard_lockspace_renewal_age_seconds 7" in lines
+    # All digits of what grows: what comes to it in a minute is less than a millionth.
+    large = metrics.page(report(), False, metrics.Counts({"refused": 1234567}, counts.hook, 123456.789), None).splitlines()
+    assert "vmguard_refusals_total 1234567" in large and "vmguard_hook_prepare_seconds_sum 123456.789" in large
     # What is not known is left out, not made up.
     nothing = metrics.page(report(lockspace={}, hosts=[]), True, counts, None)
     promtool("check", "metrics", stdin=nothing)
@@ -86,6 +90,25 @@ def test_counts_go_on_over_rotation(places: Path, monkeypatch: pytest.MonkeyPatc
         file.write(b'{"time": 1, "event": "refu')  # somebody is just writing
     assert metrics._counts().events["refused"] == total
     assert metrics._counts().hook_seconds == pytest.approx(total * 0.2, abs=0.1)
+
+
+def test_counts_begin_with_the_boot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not with the oldest file that is kept: where that was thrown away meanwhile, all would count as new at once."""
+    monkeypatch.setattr(events, "_tell_system", lambda _: None)
+    events.record("refused")
+    began = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    with open(events.path(), "a") as file:
+        file.write(json.dumps({"time": began - 60, "event": "refused", "text": "", "took": 0.1}) + "\n")
+    assert metrics._counts().events == {"refused": 1}
+    assert metrics._counts() == metrics.Counts({"refused": 1}, [0] * (len(metrics.BUCKETS) + 1), 0.0)
+
+
+def test_a_full_disk_is_not_filled_with_halves(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(status, "report_of", lambda: (report(), []))
+    target = places / "node" / "vmguard.prom"
+    target.mkdir(parents=True)  # what can be written and not put in place
+    assert main(["metrics", "--output", str(target)]) == 2
+    assert list(target.parent.iterdir()) == [target]
 
 
 def test_alert_rules_name_what_there_is() -> None:
@@ -137,6 +160,19 @@ def test_check(
     assert found == code and words in lines[0], lines
 
 
+@pytest.mark.parametrize("name, code", [("webhook", 1), ("mode", 1), (" ", 1)])
+def test_check_whatever_a_guest_is_called(
+    name: str, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its name decides neither how bad it is, nor what else is said."""
+    made = report(instance={"domain": name, "without_lease": ["/dev/x"]})
+    made["warnings"] = ["mode = audit: nothing is refused", *status.about_guests(made)]
+    monkeypatch.setattr(status, "report_of", lambda: (made, []))
+    found, lines = check(capsys)
+    assert found == code and any("mode = audit" in line for line in lines), lines
+    assert sum("without leases" in line for line in lines) == 1
+
+
 def test_check_thresholds(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(status, "report_of", lambda: (report(), []))
     assert check(capsys, "-w", "5", "-c", "20")[0] == 1
@@ -162,7 +198,23 @@ def test_check_when_nothing_answers(monkeypatch: pytest.MonkeyPatch, capsys: pyt
         raise ValueError("a bug")
 
     monkeypatch.setattr(status, "report_of", broken)
-    assert check(capsys)[0] == 3
+    code, lines = check(capsys)
+    assert code == 3 and "ValueError: a bug" in lines[0]
+
+
+def test_check_when_a_call_does_not_come_back(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The library of a sanlock that has stopped goes on to wait whatever signal comes; and so does the kernel, for NFS."""
+
+    def hang() -> None:
+        mutex = ctypes.create_string_buffer(64)
+        for _ in range(2):
+            ctypes.CDLL(None).pthread_mutex_lock(mutex)
+
+    monkeypatch.setattr(status, "report_of", hang)
+    code, lines = check(capsys, "-t", "1")
+    assert code == 3 and "no answer within 1 seconds" in lines[0]
 
 
 @pytest.mark.parametrize(

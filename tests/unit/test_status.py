@@ -10,6 +10,8 @@ from typing import Iterator, List, Tuple
 
 import pytest
 
+from vmguard import host, paths
+from vmguard.cli import main, verify
 from vmguard.errors import SanlockFailed
 from vmguard.leases import status
 
@@ -77,3 +79,17 @@ def test_what_no_known_daemon_says_is_no_answer(daemon: Daemon, records: List[Re
     daemon.answer = spoken(records)
     with pytest.raises(SanlockFailed):
         status.status()
+
+
+def test_what_a_process_calls_itself_goes_to_no_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Any user can start a process with QEMU's arguments; bytes that are no text must not keep the others from being shown."""
+    monkeypatch.setattr(paths, "RUN", str(tmp_path))
+    names = ("\x1b]0;owned\x07", "\udcff", "web")
+    found = tuple(host.Qemu(host.process(os.getpid()) or host.Process(0, 0), "", name, False, ()) for name in names)
+    monkeypatch.setattr(host, "qemu_processes", lambda: found)
+    monkeypatch.setattr(verify, "open_files", lambda _pid: ())
+    assert main(["verify"]) == 1
+    out = capsys.readouterr().out
+    assert out.encode("utf-8") and "\x1b" not in out and "warning: web " in out

@@ -10,6 +10,7 @@ import pytest
 from vmguard.domain import HostPath, NetworkVolume, NvmeNamespace, PciDevice, PoolVolume, ScsiUnit, UsbDevice
 from vmguard.errors import Unresolvable
 from vmguard.storage import describe, resolve
+from vmguard.storage.host import Host
 from vmguard.storage.recorded import RecordedFacts
 
 HOSTS = os.path.join(os.path.dirname(__file__), "hosts")
@@ -167,6 +168,15 @@ def test_iscsi_by_kernel_qemu_unit_and_pool():
     assert one("iscsi", ScsiUnit("scsi_host9", 0, 0, 3)).identity == kernel.identity
     assert one("iscsi", PoolVolume("san", "unit:0:0:3")).identity == kernel.identity
     assert one("iscsi", PoolVolume("san", "unit:0:0:3", "direct")).identity in kernel.also
+
+
+def test_a_label_is_no_property():
+    """A guest chooses the label of what is on its disk. udev lets all of Unicode pass, with its line ends."""
+    label = "E:ID_FS_LABEL=x\u2028E:ID_SERIAL=another\x85S:drbd/by-res/another\n"
+    host = Host(RecordedFacts({"files": {"/run/udev/data/b8:0": label + "E:ID_SERIAL=mine\nS:mine\n"}}))
+    assert host.udev((8, 0))["ID_SERIAL"] == "mine" and host.links((8, 0)) == ("mine",)
+    host = Host(RecordedFacts({"files": {"/run/udev/data/b8:0": label}}))
+    assert list(host.udev((8, 0))) == ["ID_FS_LABEL"] and host.links((8, 0)) == ()
 
 
 def test_a_unit_whose_number_is_none():

@@ -15,7 +15,7 @@ WRAPPER = shutil.which("umockdev-wrapper")
 
 # In a process of its own: umockdev stands between it and /sys.
 SCRIPT = """
-import asyncio, ctypes, json, os, sys
+import asyncio, ctypes, json, os, sys, time
 sys.path.insert(0, sys.argv[1])
 from vmguard import instance, paths
 from vmguard.audit import monitor
@@ -45,7 +45,7 @@ paths.RUN = sys.argv[2]
 told = []
 add(4, "vg-web", "LVM-aabb")
 claim = Claim("lvm:a/b", Mode.EXCLUSIVE, "disk vda", "/dev/vg/web", "the guest may write it", device="253:4")
-instance.write(Instance("i", "u", "web", "", Process(1, 1), "running", (Want(claim),), 0))
+instance.write(Instance("i", "u", "web", "", Process(1, 1), "running", (Want(claim),), time.time()))
 
 async def until(word):
     for _ in range(500):

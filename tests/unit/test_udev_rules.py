@@ -13,6 +13,8 @@ from typing import Dict, Iterator, List, Tuple
 
 import pytest
 
+from vmguard import marks
+
 ROOT = Path(__file__).resolve().parents[2]
 UDEVADM = shutil.which("udevadm", path="/usr/bin:/sbin:/bin")
 # What stands for the rules of md, btrfs and LVM: they act on what blkid found.
@@ -78,6 +80,13 @@ def test_held_and_given_back(udev: Udev) -> None:
     properties, tags = udev.test()
     assert properties["SEEN_BY_OTHERS"] == "ext4" and "vmguard" not in tags
     assert not any(name.startswith(("VMGUARD_", "UDISKS_IGNORE")) for name in properties)
+
+
+@pytest.mark.parametrize("name", ["'web", "'web'", '"web"', 'we"b', "web\\", "$name%k"])
+def test_udev_has_the_whole_name(name: str, udev: Udev) -> None:
+    shown = marks._shown(name)
+    (udev.held / udev.number).write_text(f"VMGUARD_HELD=1\nVMGUARD_DOMAIN={shown}\nVMGUARD_MODE=exclusive\n")
+    assert udev.test()[0].get("VMGUARD_DOMAIN") == shown
 
 
 def test_shared_is_told_and_hides_nothing(udev: Udev) -> None:

@@ -41,6 +41,8 @@ _LOOKS = 3
 _HUNG = 60.0
 # After a guest's end its `release` comes within one. Seconds.
 _RELEASED = 3.0
+# What could not be given back then is tried again so often. Seconds.
+_SWEPT_AGAIN = 30.0
 
 _LASTING = ("alarm", "not-inspected", "unidentified", "conflict")
 
@@ -235,7 +237,19 @@ class Agent:
             self._begin(self._look(chosen, self._config))
 
     async def _swept(self, seconds: float) -> None:
-        await work.child(looking.sweep, seconds, lambda _: None)
+        left = True
+
+        def heard(message: work.Message) -> None:
+            nonlocal left
+            left = message.get("left", left)
+
+        try:
+            await work.child(looking.sweep, seconds, heard)
+        finally:
+            # sanlock or the store do not answer: what killed the guest, perhaps. No hook may be called here for days.
+            if left and self._sweep is None:
+                self._sweep = time.monotonic() + _SWEPT_AGAIN
+                self._woken.set()
 
     async def _look(self, chosen: Sequence[Guest], config: Config) -> None:
         try:
@@ -274,12 +288,14 @@ class Agent:
                 guest.busy = False
                 self._seen(guest, seen, config)
 
-        ended = await work.child(look, config.deadline, heard)
+        try:
+            ended = await work.child(look, config.deadline, heard)
+        finally:
+            for number, guest in enumerate(waiting):
+                # The first is the one that it hung at; the others have not had their turn.
+                guest.wake(_HUNG if number == 0 else 0.0)
         if ended.text:
             events.record("bug", ended.text, operation="agent")
-        for number, guest in enumerate(waiting):
-            # The first is the one that it hung at; the others have not had their turn.
-            guest.wake(_HUNG if number == 0 else 0.0)
         if waiting and not ended.whole:
             name = waiting[0].qemu.name
             text = f"what {name} has open could not be looked at: its storage, the store or sanlock hangs (it was {doing})"
@@ -343,7 +359,8 @@ class Agent:
         if config.mode is Guarding.AUDIT or config.conflict is OnConflict.ALARM:
             return
         state = libvirtstate.of(guest.qemu.name, guest.process.pid)
-        if state is not None and state.state == "paused" and guest.acted:
+        # A process that is stopped itself is one that libvirt does not answer for: it goes on to call it running.
+        if guest.acted and (host.stopped(guest.process) or (state is not None and state.state == "paused")):
             return  # contained
         if not guest.acting:
             guest.acting = True

@@ -8,7 +8,8 @@ of which no event tells: that is what the daemon listens for (inotify). What is 
 past our ears:
 
 * the number of open files of each QEMU, which is the size of /proc/PID/fd (Linux 6.2 and later): one call;
-* which these are, where the number alone does not tell: of so many QEMUs at each look that every one's turn comes round.
+* which these are, where the number alone does not tell: of so many QEMUs at each look that every one's turn comes round;
+* whether what was no QEMU has become one, in the same way: a script that ends with exec, another process of the same number.
 """
 
 import os
@@ -18,10 +19,10 @@ from typing import Dict, Iterator, List, Optional, Set, Tuple
 from vmguard import host
 from vmguard.host import Process, Qemu
 
-# Every QEMU's files are listed once in so many looks.
+# Every QEMU's files are listed, and every other process is asked whether it is one, once in so many looks.
 _ROUND = 30
 
-# A process is forked by libvirt before it becomes QEMU: a new one is looked at again for so long. Seconds.
+# A process is forked by libvirt before it becomes QEMU: a new one is asked each time for so long. Seconds.
 _BECOMES = 60.0
 
 
@@ -90,6 +91,7 @@ class Guests:
         self.by_pid: Dict[int, Guest] = {}
         self._strangers: Dict[int, float] = {}  # processes that are no QEMU: since when they are known
         self._turn = 0
+        self._scans = 0
         self._counts = _counts_files()
 
     def __iter__(self) -> Iterator[Guest]:
@@ -110,9 +112,11 @@ class Guests:
         """See who has come and gone. Returns those who have gone."""
         now = time.monotonic()
         pids = {int(name) for name in os.listdir(host.PROC) if name.isdecimal()}
+        self._scans += 1
         for pid in pids:
             seen = self._strangers.get(pid)
-            if pid in self.by_pid or (seen is not None and now - seen > _BECOMES):
+            its_turn = seen is None or now - seen <= _BECOMES or (pid + self._scans) % _ROUND == 0
+            if pid in self.by_pid or not its_turn:
                 continue
             qemu = host.qemu(pid)
             if qemu is not None:

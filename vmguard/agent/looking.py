@@ -375,17 +375,23 @@ def _adopt(qemu: Qemu, config: Config, noticed: float) -> Seen:
 
 
 def sweep() -> None:
-    """Clean up after guests that have ended: their `release` may have died, or never been called."""
+    """
+    Clean up after guests that have ended: their `release` may have died, or never been called. For a child: tells whether
+    something is left to be given back.
+    """
     try:
         config = load()
-        if config.store is None or config.mode is Guarding.OFF:
-            return
-        boot = host.boot_id()
-        if any(one.boot_id == boot and one.state != "held" and qemu_of(one) is None for one in instance.load_all()):
+        if config.store is not None and config.mode is not Guarding.OFF and _any_dead():
             with hostlock.held():
                 giving.sweep(here(config))
+        deadline.tell({"left": _any_dead()})
     except Error:
-        pass  # the next hook call meets the same, and has somebody to tell it to
+        deadline.tell({"left": True})  # a hook call meets the same, and has somebody to tell it to
+
+
+def _any_dead() -> bool:
+    boot = host.boot_id()
+    return any(one.boot_id == boot and one.state != "held" and qemu_of(one) is None for one in instance.load_all())
 
 
 def tell_whether_lost(config: Config) -> None:

@@ -9,7 +9,7 @@ import asyncio
 import os
 import time
 from functools import partial
-from typing import Any, Callable, List, Optional
+from typing import Any, Callable, List, Optional, Set
 
 from vmguard import events
 from vmguard.agent import looking, work
@@ -18,6 +18,8 @@ from vmguard.config import Config
 
 # What was written down is copied to the store so often at most. Seconds.
 _SHARED_EVERY = 5.0
+# When the store has not answered whose something is, it is asked again. Seconds.
+_ASKED_AGAIN = 5.0
 # How often it is asked whether this host is still a member of the lockspace. Seconds.
 _MEMBER_EVERY = 10.0
 # A join after a crash under another host name waits 8 io_timeouts and 80 s. Seconds.
@@ -48,6 +50,7 @@ class Standing:
         self._shared = (0, 0)  # inode and size of the trail when it was last copied
         self._share_next = 0.0
         self._asks = False  # a child asks who holds what has become active
+        self._unanswered: List[str] = []  # of what a child asked for in vain
 
     def look(self) -> None:
         """Every few seconds."""
@@ -101,17 +104,23 @@ class Standing:
 
     def _ask_for_holders(self, config: Config) -> None:
         """Of volumes that have become active here. While a store does not answer, they wait."""
-        devices = self._came_up() if not self._asks else []
+        devices = list(dict.fromkeys([*self._unanswered, *self._came_up()])) if not self._asks else []
         if devices:
             self._asks = True
             self._begin(self._ask(devices, config.deadline))
 
     async def _ask(self, devices: List[str], seconds: float) -> None:
+        told: Set[str] = set()
+
         def heard(message: work.Message) -> None:
             device, holder = message.pop("device"), message.pop("holder") or "another host"
+            told.add(device)
             self._say("activated", f"{message['path']}: it is active here too, as {device}; {holder} has it", **message)
 
         try:
-            await work.child(lambda: elsewhere.tell_holders(devices), seconds, heard)
+            ended = await work.child(lambda: elsewhere.tell_holders(devices), seconds, heard)
+            self._unanswered = [] if ended.whole else [device for device in devices if device not in told]
+            if self._unanswered:
+                await asyncio.sleep(_ASKED_AGAIN)
         finally:
             self._asks = False

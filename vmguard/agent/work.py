@@ -46,8 +46,8 @@ async def child(work: Callable[[], None], seconds: float, heard: Callable[[Messa
         reader = _Lines(pipe)
         while True:
             line = await reader.next(seconds)
-            if line is None:
-                break
+            if line is None or not line.endswith(b"\n"):
+                break  # the end; or cut off by the child's death
             message = loads(line.decode())
             if "bug" in message:
                 trace = message["bug"]

@@ -2,6 +2,7 @@
 """What guests of this host hold, for whoever watches over it: read from the records, again only where one has changed."""
 
 import os
+import time
 from typing import Dict, Iterator, List, NamedTuple, Tuple
 
 from vmguard import instance
@@ -17,13 +18,18 @@ class Held(NamedTuple):
     device: str  # major:minor; "" for a file
     domain: str
     uuid: str
+    since: float  # seconds since the epoch
+
+
+# The clock of files goes on in steps of up to so much: what is written within one does not show. Nanoseconds.
+_STEP = 20_000_000
 
 
 class AllHeld:
     """All of it."""
 
     def __init__(self) -> None:
-        self._records: Dict[str, Tuple[int, List[Held]]] = {}  # by file name: when it was written, and what it says
+        self._records: Dict[str, Tuple[Tuple[int, int], List[Held]]] = {}  # by file name: which file, and what it says
         self._folder = 0
 
     def __iter__(self) -> Iterator[Held]:
@@ -38,13 +44,13 @@ class AllHeld:
             return False
         if folder == self._folder:
             return False
-        self._folder = folder
-        now: Dict[str, Tuple[int, List[Held]]] = {}
+        self._folder = folder if abs(time.time_ns() - folder) > _STEP else 0
+        now: Dict[str, Tuple[Tuple[int, int], List[Held]]] = {}
         for name in instance.names():
             try:
-                written = os.stat(os.path.join(instance.directory(), name)).st_mtime_ns
-                known = self._records.get(name)
-                now[name] = known if known is not None and known[0] == written else (written, _held_by(name))
+                found = os.stat(os.path.join(instance.directory(), name))
+                which, known = (found.st_mtime_ns, found.st_ino), self._records.get(name)
+                now[name] = known if known is not None and known[0] == which else (which, _held_by(name))
             except (OSError, RecordBroken):
                 continue
         self._records = now
@@ -60,7 +66,7 @@ def _held_by(name: str) -> List[Held]:
     if one is None or one.state not in ("held", "running"):
         return []
     return [
-        Held(want.claim.path, want.claim.identity, want.claim.device, one.name, one.uuid)
+        Held(want.claim.path, want.claim.identity, want.claim.device, one.name, one.uuid, one.since)
         for want in one.wants
         if want.claim.mode is Mode.EXCLUSIVE
         and want.claim.path.startswith("/")

@@ -10,12 +10,13 @@ nobody was left to write that down: then the end of a span is the first thing th
 import json
 import os
 import time
-from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, BinaryIO, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from vmguard import events
 from vmguard.errors import BadRequest
 
 Event = Dict[str, Any]
+Place = Tuple[int, int]  # the inode of a file of events, and how far it has been read
 
 # How a volume comes to be held, and how it ceases to be.
 _TAKES = ("held", "surprise", "conflict-over")
@@ -72,81 +73,102 @@ def _names(event: Event) -> Iterator[str]:
                 yield rest.strip()
 
 
+# How each event begins. Inside of one the quotes of a text are escaped.
+_BEGIN = b'{"time": '
+
+
 def parsed(lines: Iterable[bytes]) -> Iterator[Event]:
-    """The events in lines; what a crash or a full disk has left of one is passed over."""
+    """The events in lines; what a crash or a full disk has left of one is passed over, not what was written behind it."""
     for line in lines:
         try:
-            event = json.loads(line)
+            event = json.loads(line[max(0, line.rfind(_BEGIN)) :])
         except ValueError:
             continue
         if isinstance(event, dict) and isinstance(event.get("time"), (int, float)) and "event" in event:
             yield event
 
 
+def _opened() -> List[BinaryIO]:
+    """
+    The files of this host's events, the oldest first. Raises OSError.
+
+    Opened the other way round: one that is put aside meanwhile is met twice, and counts once; none is missed.
+    """
+    found: Dict[int, BinaryIO] = {}
+    for path in (events.path(), *(f"{events.path()}.{number}" for number in range(1, events.KEPT + 1))):
+        try:
+            file = open(path, "rb")
+        except FileNotFoundError:
+            continue
+        if found.setdefault(os.fstat(file.fileno()).st_ino, file) is not file:
+            file.close()
+    return list(found.values())[::-1]
+
+
+def in_order(found: Iterable[Event]) -> List[Event]:
+    """By time; but those of one host in the order in which it wrote them, also where its clock was set back in between."""
+    latest: Dict[str, float] = {}
+
+    def when(event: Event) -> float:
+        host = event.get("host", "")
+        latest[host] = max(latest.get(host, 0.0), float(event["time"]))
+        return latest[host]
+
+    return sorted(found, key=when)
+
+
 def read(wanted: Wanted, paths: Optional[Sequence[str]] = None) -> List[Event]:
     """All that is written down and wanted, in the order of time. Raises BadRequest where it may not be read."""
     found: List[Event] = []
-    for path in events.files() if paths is None else paths:
-        try:
-            with open(path, "rb") as file:
+    try:
+        for file in _opened() if paths is None else [open(path, "rb") for path in paths]:
+            with file:
                 found += [event for event in parsed(file) if wanted.takes(event)]
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            raise BadRequest(f"{path}: {error.strerror}", "run it as root") from error
-    return sorted(found, key=lambda event: float(event["time"]))
+    except OSError as error:
+        raise _unreadable(error) from error
+    return in_order(found)
 
 
-def new_lines(where: Tuple[int, int]) -> Tuple[List[bytes], Tuple[int, int]]:
-    """The lines behind a place, over rotations; and the place behind them."""
-    files = []
-    for path in events.files():
-        try:
-            files.append((os.stat(path).st_ino, path))
-        except OSError:
-            continue
-    inodes = [inode for inode, _ in files]
+def read_on(wanted: Wanted) -> Tuple[List[Event], Place]:
+    """The same of this host, and the place from which `follow` goes on: none is missed between the two, or told twice."""
+    try:
+        lines, where = new_lines((0, 0))
+    except OSError as error:
+        raise _unreadable(error) from error
+    return in_order(filter(wanted.takes, parsed(lines))), where
+
+
+def _unreadable(error: OSError) -> BadRequest:
+    where = error.filename or events.path()
+    return BadRequest(f"{where}: {error.strerror}", "run it as root" if isinstance(error, PermissionError) else "")
+
+
+def new_lines(where: Place) -> Tuple[List[bytes], Place]:
+    """The lines behind a place, over rotations; and the place behind them. Raises OSError."""
+    files = {os.fstat(file.fileno()).st_ino: file for file in _opened()}
     found: List[bytes] = []
-    first = inodes.index(where[0]) if where[0] in inodes else 0
-    for inode, path in files[first:]:
-        try:
-            with open(path, "rb") as file:
-                file.seek(where[1] if inode == where[0] else 0)
-                data = file.read()
-        except OSError:
-            continue
-        whole = data.rfind(b"\n") + 1
-        found += data[:whole].splitlines()
-        where = (inode, (where[1] if inode == where[0] else 0) + whole)
+    behind = where[0] not in files
+    for inode, file in files.items():
+        with file:
+            behind = behind or inode == where[0]
+            if not behind:
+                continue
+            begin = where[1] if inode == where[0] else 0
+            if begin > os.fstat(file.fileno()).st_size:
+                begin = 0  # somebody has emptied it
+            file.seek(begin)
+            data = file.read()
+            whole = data.rfind(b"\n") + 1
+            found += data[:whole].splitlines()
+            where = (inode, begin + whole)
     return found, where
 
 
-def follow(wanted: Wanted, pause: float = 0.2) -> Iterator[Event]:
-    """What is written down from now on, until interrupted; over rotations, too."""
-    path = events.path()
-    file, rest = None, b""
-    try:
-        file = open(path, "rb")
-        file.seek(0, os.SEEK_END)
-    except FileNotFoundError:
-        pass
+def follow(wanted: Wanted, where: Place, pause: float = 0.2) -> Iterator[Event]:
+    """What is written down behind a place, until interrupted; over rotations, too."""
     while True:
-        chunk = file.read() if file is not None else b""
-        if chunk:
-            *lines, rest = (rest + chunk).split(b"\n")
-            yield from (event for event in parsed(lines) if wanted.takes(event))
-            continue
-        try:
-            if file is None or os.stat(path).st_ino != os.fstat(file.fileno()).st_ino:
-                if file is not None:
-                    # A hook that had it open may still have written to it.
-                    last, rest = rest + file.read(), b""
-                    yield from (event for event in parsed(last.split(b"\n")) if wanted.takes(event))
-                    file.close()
-                file = open(path, "rb")
-                continue
-        except FileNotFoundError:
-            pass
+        lines, where = new_lines(where)
+        yield from (event for event in parsed(lines) if wanted.takes(event))
         time.sleep(pause)
 
 
@@ -215,11 +237,11 @@ def moment_of(text: str, now: Optional[float] = None) -> float:
     """
     now = time.time() if now is None else now
     word = text.strip().lower()
-    if word[:-1].isdigit() and word[-1:] in _UNITS:
+    if word[:-1].isdecimal() and word[-1:] in _UNITS and len(word) < 20:
         return now - int(word[:-1]) * _UNITS[word[-1]]
     if word in ("today", "yesterday"):
-        day = time.localtime(now - (86400 if word == "yesterday" else 0))
-        return time.mktime((day.tm_year, day.tm_mon, day.tm_mday, 0, 0, 0, 0, 0, -1))
+        day = time.localtime(now)
+        return time.mktime((day.tm_year, day.tm_mon, day.tm_mday - (word == "yesterday"), 0, 0, 0, 0, 0, -1))
     for form in ("%Y-%m-%d", "%Y-%m-%d %H:%M", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S"):
         try:
             return time.mktime(time.strptime(text.strip(), form))

@@ -25,6 +25,7 @@ from typing import Any, Callable, Dict, List, Optional, Set, Tuple
 from vmguard import host, paths
 from vmguard.audit.held import AllHeld, Held
 from vmguard.lint.inotify import Files
+from vmguard.storage.host import mounts_in
 
 SYS = "/sys"
 
@@ -83,10 +84,12 @@ class Monitor:
             self._files = None
         self._listen_to_udev()
         self._listen_to_mounts()
+        self._refresh()
         now = time.time()
-        if before is not None and now - before["seen"] > _UNNOTICED:
-            text = "nobody watched what was done to held volumes"
-            self._tell("unseen", text, **{"from": before["seen"], "to": now})
+        # In this boot nobody has watched yet: not since the first of what is held was taken.
+        seen = before["seen"] if before is not None else min((one.since for one in self._held), default=now)
+        if now - seen > _UNNOTICED:
+            self._tell("unseen", "nobody watched what was done to held volumes", **{"from": seen, "to": now})
         if before is not None:
             self._facts = before["devices"]
             self._mounted = set(before["mounted"])
@@ -138,6 +141,9 @@ class Monitor:
         """Every few seconds: whether other things are held; that we are there."""
         self._refresh()
         changed, self._changed = self._changed, False
+        if changed:
+            held = {one.path for one in self._held}
+            self._searched = {path: at for path, at in self._searched.items() if path in held}
         if changed and self._files is not None:
             # In a thread, as whatever looks a path up: on storage that went away it does not come back.
             self._thread.submit(self._files.watch, [one.path for one in self._held])
@@ -187,6 +193,11 @@ class Monitor:
             event, f"{one.path}: {text}", domain=one.domain, uuid=one.uuid, path=one.path, identity=one.identity, **data
         )
 
+    def _lost(self, whose: str) -> None:
+        """More came than the kernel's buffer holds: nobody knows what."""
+        now = time.time()
+        self._tell("unseen", f"events of {whose} got lost, because too many came at once", **{"from": now, "to": now})
+
     def came_up(self) -> List[str]:
         """Volumes of LVM that have become active on this host since the last call, and that no guest of it holds."""
         found, self._came_up = self._came_up, []
@@ -220,10 +231,7 @@ class Monitor:
             try:
                 device = self._udev.poll(timeout=0)
             except OSError:
-                # More came than the buffer holds (ENOBUFS): nobody knows what.
-                now = time.time()
-                text = "events of udev got lost, because too many came at once"
-                self._tell("unseen", text, **{"from": now, "to": now})
+                self._lost("udev")  # ENOBUFS
                 self.look(everything=True)
                 return
             if device is None:
@@ -290,14 +298,13 @@ class Monitor:
 
     def _see_mounts(self) -> None:
         devices = self._held.devices()
-        lines = (host.read(f"{host.PROC}/self/mountinfo") or b"").decode("utf-8", "surrogateescape").splitlines()
         now = {}
-        for line in lines:
-            words = line.split()
-            source = words[words.index("-") + 2] if "-" in words else ""
-            for number in (words[2], _number_of(source)):
+        for mount in mounts_in(host.read(f"{host.PROC}/self/mountinfo") or b""):
+            # By FUSE any user mounts, and gives the source whatever name he likes: one that leads where nothing answers.
+            source = "" if mount.type.startswith("fuse") else mount.source
+            for number in ("{}:{}".format(*mount.device), _number_of(source)):
                 if number in devices:
-                    now[f"{number} {words[4]}"] = (devices[number], words[4])
+                    now[f"{number} {mount.point}"] = (devices[number], mount.point)
         for key in now.keys() - self._mounted:
             one, place = now[key]
             self._about(one, "mounted", f"it is mounted on {place}, on the host", place=place)
@@ -309,6 +316,8 @@ class Monitor:
         assert self._files is not None
         seen: Dict[str, bool] = {}
         for path, written in self._files.changes():
+            if not path:
+                self._lost("inotify")
             seen[path] = seen.get(path, False) or written
         held = {one.path: one for one in self._held}
         for path, written in seen.items():

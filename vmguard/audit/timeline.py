@@ -86,37 +86,44 @@ def draw(
         lines.append(f'<line class="grid" x1="{x(at)}" x2="{x(at)}" y1="{_TOP - 8}" y2="{height - 48}"/>')
         words = time.strftime("%H:%M:%S" if last - first < 7200 else "%m-%d %H:%M", time.localtime(at))
         lines.append(f'<text class="small" x="{x(at)}" y="{_TOP - 14}" text-anchor="middle">{words}</text>')
-    domains = sorted({domain for _, domain in rows})
+    domains = {domain: number for number, domain in enumerate(sorted({domain for _, domain in rows}))}
     for number, (host, domain) in enumerate(rows):
         y = _TOP + number * _ROW
         lines.append(f'<text x="16" y="{y + 15}">{_text(_short(domain or "(host)", 24))}</text>')
         lines.append(f'<text class="small" x="16" y="{y + 28}">{_text(_short("on " + host, 30))}</text>')
-        colour = _COLOURS[domains.index(domain) % len(_COLOURS)]
-        for span in held:
-            if (span.host, span.domain) == (host, domain):
-                lines += _bar(span, x(span.since), x(span.until if span.until is not None else now), y, colour)
+        colour = _COLOURS[domains[domain] % len(_COLOURS)]
+        spans, events = rows[host, domain]
+        for span in spans:
+            lines += _bar(span, x(span.since), x(span.until if span.until is not None else now), y, colour)
         for whose, begin, end in unseen:
             if whose == host and end > first and begin < last:
                 title = f"<title>not watched: {_text(moment(begin))} to {_text(moment(end))}</title>"
                 width = max(2.0, x(end) - x(begin))
                 lines.append(f'<rect class="unseen" x="{x(begin)}" y="{y}" width="{width}" height="26">{title}</rect>')
-        for event in marks:
-            if (event.get("host", ""), event.get("domain", "")) == (host, domain):
-                lines += _mark(event, x(float(event["time"])), y + 13)
+        for event in events:
+            lines += _mark(event, x(float(event["time"])), y + 13)
     y = height - 22
     lines += _legend(y)
     lines.append("</svg>")
     return "\n".join(lines) + "\n"
 
 
-def _rows(held: Sequence[Span], marks: Sequence[Event]) -> List[Tuple[str, str]]:
-    """A row for each domain on each host, in the order in which they come up."""
-    found: Dict[Tuple[str, str], float] = {}
-    pairs = [((span.host, span.domain), span.since) for span in held]
-    pairs += [((event.get("host", ""), event.get("domain", "")), float(event["time"])) for event in marks]
-    for key, at in sorted(pairs, key=lambda pair: pair[1]):
-        found.setdefault(key, at)
-    return list(found)
+_Row = Tuple[List[Span], List[Event]]
+
+
+def _rows(held: Sequence[Span], marks: Sequence[Event]) -> Dict[Tuple[str, str], _Row]:
+    """What is in the row of each domain on each host, in the order in which they come up."""
+    found: Dict[Tuple[str, str], _Row] = {}
+    first: Dict[Tuple[str, str], float] = {}
+    for span in held:
+        key = (span.host, span.domain)
+        found.setdefault(key, ([], []))[0].append(span)
+        first[key] = min(first.get(key, span.since), span.since)
+    for event in marks:
+        key, at = (event.get("host", ""), event.get("domain", "")), float(event["time"])
+        found.setdefault(key, ([], []))[1].append(event)
+        first[key] = min(first.get(key, at), at)
+    return {key: found[key] for key in sorted(found, key=first.__getitem__)}
 
 
 def _bar(span: Span, begin: float, end: float, y: int, colour: str) -> List[str]:

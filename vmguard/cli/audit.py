@@ -8,8 +8,9 @@ import sys
 import time
 from typing import Any, Dict, List, Tuple
 
+from vmguard import host
 from vmguard.audit import history, shared, timeline
-from vmguard.audit.history import Event, Wanted
+from vmguard.audit.history import Event, Span, Wanted
 from vmguard.cli import _show
 from vmguard.errors import BadRequest, Error
 from vmguard.text import duration, moment, plain
@@ -46,24 +47,28 @@ def run(options: argparse.Namespace) -> int:
     wanted = Wanted(since, disk, options.domain, options.host)
     if options.svg and not disk:
         raise BadRequest("a picture shows one disk", "add --disk")
-    files = options.file or None
-    # A span may have begun before what is asked for.
-    before = history.read(wanted._replace(since=0.0), files)
-    if files is None:
-        elsewhere, answered = shared.of_others(wanted._replace(since=0.0))
+    if options.file and options.follow:
+        raise BadRequest("files that were kept elsewhere do not go on", "leave out --file or --follow")
+    # A span may have begun before what is asked for, and end with what concerns the whole host.
+    whole = bool(options.svg or options.held)
+    asked = Wanted(host=options.host) if whole else wanted
+    if options.file:
+        found, place = history.read(asked, options.file), (0, 0)
+    else:
+        found, place = history.read_on(asked)
+        elsewhere, answered = shared.of_others(asked)
         if not answered:
             print("the store does not answer: what other hosts have written down is not shown", file=sys.stderr)
-        before = sorted([*before, *elsewhere], key=lambda event: float(event["time"]))
-    found = [event for event in before if event["time"] >= since]
+        found = history.in_order([*found, *([_booted()] if whole else []), *elsewhere])
     if options.svg:
-        return _draw(options, disk, before, found, since)
+        return _draw(options, wanted, found)
     if options.held:
-        return _held(options, disk, before, since)
-    for event in found:
+        return _held(options, wanted, found)
+    for event in filter(wanted.takes, found):
         _print(event, options.json)
     if options.follow:
         sys.stdout.flush()
-        for event in history.follow(wanted):
+        for event in history.follow(wanted, place):
             _print(event, options.json)
             sys.stdout.flush()
     return 0
@@ -85,12 +90,24 @@ def _names(disk: str) -> Tuple[str, ...]:
     return tuple(found)
 
 
-def _draw(
-    options: argparse.Namespace, disk: Tuple[str, ...], before: List[Event], found: List[Event], since: float
-) -> int:
+def _booted() -> Event:
+    """That this host was started, which nobody may have written down yet: what was held before is held no longer."""
+    began = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    return {"time": began, "host": host.name(), "event": "booted", "boot": host.boot_id()}
+
+
+def _spans(wanted: Wanted, found: List[Event], now: float) -> List[Span]:
+    return [
+        span
+        for span in history.spans(found, wanted.disk)
+        if (span.until or now) >= wanted.since and (not wanted.domain or wanted.domain in (span.domain, span.uuid))
+    ]
+
+
+def _draw(options: argparse.Namespace, wanted: Wanted, found: List[Event]) -> int:
     now = time.time()
-    held = [span for span in history.spans(before, disk) if (span.until or now) >= since]
-    text = timeline.draw(options.disk, held, found, history.gaps(before), now)
+    marks = list(filter(wanted.takes, found))
+    text = timeline.draw(options.disk, _spans(wanted, found, now), marks, history.gaps(found), now)
     if options.svg == "-":
         sys.stdout.write(text)
         return 0
@@ -102,9 +119,9 @@ def _draw(
     return 0
 
 
-def _held(options: argparse.Namespace, disk: Tuple[str, ...], before: List[Event], since: float) -> int:
+def _held(options: argparse.Namespace, wanted: Wanted, events: List[Event]) -> int:
     now = time.time()
-    found = [span for span in history.spans(before, disk) if (span.until or now) >= since]
+    found = _spans(wanted, events, now)
     if options.json:
         for span in found:
             print(json.dumps(span._asdict()))

@@ -7,6 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Tuple
 
 from vmguard import __version__, host, paths
@@ -56,6 +58,8 @@ def run(options: argparse.Namespace) -> int:
         os.chmod(temporary, 0o644)
         os.rename(temporary, options.output)
     except OSError as error:
+        with suppress(OSError):
+            os.unlink(temporary)  # it is called otherwise each time
         raise BadRequest(f"{options.output}: {error.strerror}") from error
     return 3 if unknown else 0
 
@@ -81,9 +85,16 @@ def _counts() -> Counts:
         where = (kept["inode"], kept["offset"])
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    lines, where = new_lines(where)
+    # The first time the files tell of earlier boots, too.
+    began = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) if where == (0, 0) else 0.0
+    try:
+        lines, where = new_lines(where)
+    except OSError:
+        lines = []
     seconds = counts.hook_seconds
     for event in parsed(lines):
+        if event["time"] < began:
+            continue
         counts.events[event["event"]] = counts.events.get(event["event"], 0) + 1
         took = event.get("took")
         if isinstance(took, (int, float)) and event.get("operation", "prepare") == "prepare":
@@ -127,7 +138,7 @@ class _Page:
 
     def add(self, name: str, kind: str, help_: str, values: Iterable[Tuple[Dict[str, str], float]]) -> None:
         self.lines += [f"# HELP {name} {help_}", f"# TYPE {name} {kind}"]
-        self.lines += [f"{name}{_labels(labels)} {value:g}" for labels, value in values]
+        self.lines += [f"{name}{_labels(labels)} {value:.15g}" for labels, value in values]
 
     def one(self, name: str, kind: str, help_: str, value: float) -> None:
         self.add(name, kind, help_, [({}, value)])
@@ -185,5 +196,5 @@ def page(report: Dict[str, Any], unknown: bool, counts: Counts, latency: Optiona
     for limit, count in zip((*BUCKETS, None), counts.hook):
         total += count
         out.lines.append(f'{name}_bucket{{le="{"+Inf" if limit is None else f"{limit:g}"}"}} {total}')
-    out.lines += [f"{name}_sum {counts.hook_seconds:g}", f"{name}_count {total}"]
+    out.lines += [f"{name}_sum {counts.hook_seconds:.15g}", f"{name}_count {total}"]
     return "\n".join(out.lines) + "\n"

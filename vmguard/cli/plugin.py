@@ -6,17 +6,15 @@ check_vmguard: the state of this host in one line, by the conventions of the mon
 """
 
 import argparse
-import os
 import re
-import signal
 import sys
 import time
 from typing import Any, Dict, List, NoReturn, Optional, Sequence, Tuple
 
-from vmguard import __version__, host
+from vmguard import __version__, deadline, host
 from vmguard.audit import history
 from vmguard.cli import status
-from vmguard.errors import Error
+from vmguard.errors import Error, Late
 from vmguard.report import message
 from vmguard.text import plain
 
@@ -81,23 +79,27 @@ def main(arguments: Optional[List[str]] = None) -> int:
             if name in ("warning", "critical", "refusals_warning", "refusals_critical")
         }
     except ValueError as error:
-        return _say(UNKNOWN, [str(error)], [], [])
+        return _unknown(str(error))
 
-    def late(_number: int, _frame: Any) -> None:
-        os.write(1, f"VMGUARD UNKNOWN - no answer within {options.timeout} seconds\n".encode())
-        os._exit(UNKNOWN)
+    try:
+        # In a child: no signal interrupts a call to a sanlock that has stopped, or a look at a store that went away.
+        level, text = deadline.run(options.timeout, lambda: _looked(ranges, options))
+    except Late:
+        return _unknown(f"no answer within {options.timeout} seconds")
+    except deadline.Bug as bug:
+        return _unknown(f"an error in vmguard itself: {str(bug).strip().splitlines()[-1]}")
+    print(text)
+    return level
 
-    signal.signal(signal.SIGALRM, late)
-    signal.alarm(options.timeout)
+
+def _looked(ranges: Dict[str, Optional[Range]], options: argparse.Namespace) -> deadline.Outcome:
     try:
         report, unknown = status.report_of()
         hour = history.read(history.Wanted(since=time.time() - 3600))
         refusals = sum(event["event"] == "refused" for event in hour)
         return _judge(report, unknown, refusals, ranges, options)
     except Error as error:
-        return _say(UNKNOWN, [message(error).splitlines()[0]], [], message(error).splitlines()[1:])
-    except Exception as error:
-        return _say(UNKNOWN, [f"an error in vmguard itself: {type(error).__name__}: {error}"], [], [])
+        return UNKNOWN, _text(UNKNOWN, [message(error).splitlines()[0]], [], message(error).splitlines()[1:])
 
 
 def _judge(
@@ -106,7 +108,7 @@ def _judge(
     refusals: int,
     ranges: Dict[str, Optional[Range]],
     options: argparse.Namespace,
-) -> int:
+) -> deadline.Outcome:
     found: List[Tuple[int, str]] = [(UNKNOWN, message(error).splitlines()[0]) for error in unknown]
     space, instances = report.get("lockspace", {}), report["instances"]
     if space and space.get("state") != "joined":
@@ -123,12 +125,12 @@ def _judge(
     for qemu in running:
         if qemu.uuid not in known:
             found.append((CRITICAL, f"{qemu.name or qemu.process.pid} runs without any lease"))
-    said = {text for _, text in found}
+    said = {*status.about_guests(report), *map(message, unknown)}
     for warning in report["warnings"]:
-        if "hook" in warning and "set up" not in warning:
-            found.append((CRITICAL, warning))
-        elif not any(warning.startswith(text.partition(" ")[0]) for text in said) and "member of" not in warning:
-            found.append((WARNING, warning.splitlines()[0]))
+        if warning in said or "member of" in warning:
+            continue  # it is among those above
+        critical = "hook" in warning and "set up" not in warning
+        found.append((CRITICAL if critical else WARNING, warning.splitlines()[0]))
     if not options.no_agent and not report["agent"]["watching"]:
         found.append((WARNING, "vmguardd does not run"))
     unit = space.get("io_timeout", 10)
@@ -154,7 +156,7 @@ def _judge(
     lines = [text for level in order for one, text in found if one == level]
     first = [text for one, text in found if one == worst] or [f"{len(running)} guests, {leases} leases"]
     rest = [text for text in lines if text not in first]
-    return _say(worst, first, performance, [*rest, *(report["notes"] if options.verbose else [])])
+    return worst, _text(worst, first, performance, [*rest, *(report["notes"] if options.verbose else [])])
 
 
 def _by_range(value: float, warning: Optional[Range], critical: Optional[Range], text: str) -> List[Tuple[int, str]]:
@@ -168,16 +170,19 @@ def _data(name: str, value: float, unit: str, warning: Optional[Range], critical
     return f"{name}={value:g}{unit};{';'.join(limits)};0"
 
 
-def _say(level: int, first: Sequence[str], performance: Sequence[str], rest: Sequence[str]) -> int:
+def _text(level: int, first: Sequence[str], performance: Sequence[str], rest: Sequence[str]) -> str:
     def clean(text: str) -> str:
         return plain(text.replace("\n", " ")).replace("|", "/")  # a bar begins the performance data
 
     more = f" (and {len(first) - 1} more)" if len(first) > 1 else ""
     data = f" | {' '.join(performance)}" if performance else ""
-    print(f"VMGUARD {WORDS[level]} - {clean(first[0])}{more}{data}")
-    for line in [*first[1:], *rest]:
-        print(clean(line))
-    return level
+    lines = [f"VMGUARD {WORDS[level]} - {clean(first[0])}{more}{data}", *map(clean, [*first[1:], *rest])]
+    return "\n".join(lines)
+
+
+def _unknown(why: str) -> int:
+    print(_text(UNKNOWN, [why], [], []))
+    return UNKNOWN
 
 
 if __name__ == "__main__":

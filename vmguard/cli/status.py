@@ -137,7 +137,12 @@ def _warnings(report: Dict[str, Any], config: Config) -> List[str]:
     if room and room["taken"] * 10 >= room["places"] * 9:
         left = room["places"] - room["taken"]
         found.append(f"the lease store has room for {left} more storage objects. Make the device larger (`lvextend`)")
-    found += _hook_warnings()
+    return [*found, *_hook_warnings(), *about_guests(report)]
+
+
+def about_guests(report: Dict[str, Any]) -> List[str]:
+    """What is wrong with guests of this host, each in a line."""
+    found = []
 
     def shown(names: List[str]) -> str:
         return ", ".join(map(plain, names))

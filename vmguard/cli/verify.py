@@ -13,6 +13,7 @@ from vmguard.instance import Instance
 from vmguard.openfiles import Finding, Findings, Verdict, compare, inspect, open_files
 from vmguard.owning import record_of
 from vmguard.report import finding_words, message, not_open_words
+from vmguard.text import plain
 
 # What is a finding, and what leaves the question open. A device given whole was claimed by its definition.
 WRONG = (Verdict.WRITTEN, Verdict.READ, Verdict.DORMANT, Verdict.LEASELESS)
@@ -97,7 +98,7 @@ def _print(looks: Sequence[Look]) -> None:
     if rows:
         _show.table("open", ("domain", "object", "claimed", "open", "verdict"), rows)
     for look in looks:
-        name = look.qemu.name or look.qemu.uuid
+        name = plain(look.qemu.name or look.qemu.uuid)  # of the arguments of a process, which any user can start
         if look.record is None:
             print(f"warning: {name} (pid {look.qemu.process.pid}) runs without a record: nothing is claimed for it")
         if look.error is not None:

@@ -82,7 +82,9 @@ class Files:
         """Watch these and no others. What is not there is not watched."""
         wanted = set(paths)
         for path in set(self._numbers) - wanted:
-            number = self._numbers.pop(path)
+            number = self._numbers.pop(path, None)
+            if number is None:
+                continue  # `changes` was told meanwhile, in another thread, that it is gone
             self._paths.pop(number, None)
             self._libc.inotify_rm_watch(self._fd, number)
         for path in wanted - set(self._numbers):

@@ -127,12 +127,12 @@ class Host:
 
     def udev(self, device: Devno) -> Dict[str, str]:
         """What udev knows of a block device: its properties."""
-        lines = (self.text(f"/run/udev/data/b{device[0]}:{device[1]}") or "").splitlines()
+        lines = (self.text(f"/run/udev/data/b{device[0]}:{device[1]}") or "").split("\n")
         return {key: value for key, _, value in (line[2:].partition("=") for line in lines if line.startswith("E:"))}
 
     def links(self, device: Devno) -> Tuple[str, ...]:
         """The names below /dev that udev gave a block device, without "/dev/"."""
-        lines = (self.text(f"/run/udev/data/b{device[0]}:{device[1]}") or "").splitlines()
+        lines = (self.text(f"/run/udev/data/b{device[0]}:{device[1]}") or "").split("\n")
         return tuple(line[2:] for line in lines if line.startswith("S:"))
 
     def mounts(self) -> Tuple[Mount, ...]:
