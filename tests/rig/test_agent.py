@@ -215,7 +215,8 @@ def contained(agent: Agent, web: Guest, began: float, what: str) -> None:
     eventually(lambda: agent.host.state(web) == "paused", "it is paused", every=0.01)
     print(f"DELAY {what}: {time.monotonic() - began:.2f} s")
     assert agent.tells("conflict")["domain"] == web.name
-    assert agent.tells("contained")["after"] < 5
+    told = agent.tells("contained")
+    assert told["after"] < 5 and [one["path"] for one in told["disks"]] == [agent.tells("conflict")["path"]], told
 
 
 @pytest.mark.parametrize("policy", ["alarm", "pause", "detach"])

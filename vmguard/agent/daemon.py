@@ -385,6 +385,7 @@ class Agent:
             by="vmguardd",
             after=seconds,
             policy=policy.value,
+            disks=[{"path": one["path"], "identity": one["identity"]} for one in seen.conflicts],
         )
         guest.wake()
         self._woken.set()
