@@ -38,6 +38,8 @@ class Want(NamedTuple):
     missing: bool = False
     # The version of the ticket that stands in for the lease while that is still the source's: a guest that migrated in.
     ticket: Optional[int] = None
+    # The version at which the source has the lease meanwhile.
+    source_lver: Optional[int] = None
     # The version of the drain mark, for what the guest writes through the page cache of this host.
     drain: Optional[int] = None
     # The same path is another storage object at the source: it must be one that the migration copies into.

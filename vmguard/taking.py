@@ -356,8 +356,9 @@ def _cover(want: Want, source: Source, this: Here, connection: client.Connection
                 pass  # a dead guest's writes are on their way, and would come to lie over those of this one
             elif has_lease == "source" and has_ticket == "nobody":
                 lver = connection.acquire(ticket, shared=False)
-                if whose("lease") != "other":
-                    return want._replace(ticket=lver)
+                seen, has_lease = client.version(lease), whose("lease")
+                if has_lease != "other":
+                    return want._replace(ticket=lver, source_lver=seen if has_lease == "source" else None)
                 connection.release(ticket)
             elif has_lease == "nobody" and has_ticket in ("nobody", "source"):
                 lver = connection.acquire(lease, shared=shared)
