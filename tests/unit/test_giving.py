@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Giving back, and what others may count upon meanwhile."""
+
+import os
+from pathlib import Path
+from typing import Dict, List
+from uuid import uuid4
+
+from conftest import Pair
+
+from vmguard import gc, guard, host, instance, paths
+from vmguard.claims import Claim, Mode, Needs
+from vmguard.config import Config
+from vmguard.domain import Domain
+from vmguard.instance import Instance
+from vmguard.leases import client
+from vmguard.member import Here, Tolerance, here
+
+
+def _this(pair: Pair, run: Path) -> Here:
+    """In a child of the first host: be there, with records of its own."""
+    paths.RUN = paths.LOG = str(run)
+    return here(Config(store=pair.store.path, host_id=1))
+
+
+def _begin(this: Here, *claims: Claim) -> Instance:
+    """The hook has said yes to a start, and there is no QEMU yet."""
+    me = host.process(os.getpid())
+    assert me is not None
+    return guard.admit(Domain("web", str(uuid4()), ()), Needs(claims), None, [], this, me, Tolerance())
+
+
+def test_a_start_that_begins_while_gc_asks_libvirt(directory: Pair, identity: str, tmp_path: Path) -> None:
+    claim = Claim(identity, Mode.EXCLUSIVE, "disk", "/d", "")
+
+    def work() -> List[List[str]]:
+        this = _this(directory, tmp_path)
+        gc.load = lambda: this.config
+        begun: List[Instance] = []
+
+        def ask() -> Dict[str, bool]:
+            """It was off when libvirt looked; gc waits for the lock meanwhile."""
+            if not begun:
+                begun.append(_begin(this, claim))
+            return {begun[0].uuid: True}
+
+        def orphans() -> List[str]:
+            name = this.store.lease(identity).name
+            return [lock.name for lock in client.orphans(this.store.lockspace) if lock.name == name]
+
+        found = [[one.text for one in gc.collect(ask)], [one.id for one in instance.load_all()], orphans()]
+        gc.collect(ask)  # now it was there before libvirt was asked
+        return [*found, [one.id for one in instance.load_all()], orphans()]
+
+    said, records, orphans, records_later, orphans_later = directory.one.run(work)
+    assert len(records) == len(orphans) == 1, said
+    assert not records_later and not orphans_later
