@@ -95,10 +95,11 @@ def _run(instance_id: str) -> None:
     one = instance.load(instance_id + ".json")
     if one is not None and one.state == "draining":
         write_out(one)
-    elif one is not None and one.state == "held":
-        _make_good(instance_id)
-    elif one is not None and one.state == "running":
-        _hand_over(instance_id)
+    elif one is not None and one.state in ("held", "running", "over"):
+        if one.state == "held":
+            _make_good(instance_id)
+        else:
+            _hand_over(instance_id)
         _end(instance_id)
 
 
@@ -151,10 +152,15 @@ def _end(instance_id: str) -> None:
     """What a `release` that died or was late has not done."""
     from vmguard import giving
     from vmguard.member import here
+    from vmguard.owning import qemu_of
 
     with hostlock.held():
         one = instance.load(instance_id + ".json")
-        left = giving.end(one, here(load()), by_errand=False) if one is not None and one.state == "running" else None
+        if one is None or one.state not in ("held", "running", "over") or qemu_of(one) is not None:
+            return
+        # One that is held, too: libvirt had come to `started` or `release` when an errand was sent for it.
+        one = giving.over(one)
+        left = giving.end(one, here(load()), by_errand=False)
     if left is not None and left.state == "draining":
         write_out(left)
 

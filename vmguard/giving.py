@@ -77,6 +77,18 @@ def _swept(one: Instance, this: Here, starting: Optional[Tuple[str, Process]]) -
     return end(one, this)
 
 
+def over(one: Instance) -> Instance:
+    """
+    Write down that an instance has no QEMU and will have none, before anything is given back. Under the host lock.
+
+    sanlock may not answer then, or this process be killed: what is left to do, the next sweep does.
+    """
+    if one.state in ("held", "running"):
+        one = one._replace(state="over")
+        instance.write(one)
+    return one
+
+
 def end(one: Instance, this: Here, by_errand: bool = True) -> Optional[Instance]:
     """
     Give back all that the instance has and nobody else on this host needs, and forget it. Under the host lock.

@@ -8,7 +8,7 @@ from uuid import uuid4
 
 from conftest import Pair
 
-from vmguard import gc, guard, host, instance, paths
+from vmguard import errand, gc, guard, host, instance, membership, paths
 from vmguard.claims import Claim, Mode, Needs
 from vmguard.config import Config
 from vmguard.domain import Domain
@@ -30,6 +30,11 @@ def _begin(this: Here, *claims: Claim) -> Instance:
     return guard.admit(Domain("web", str(uuid4()), ()), Needs(claims), None, [], this, me, Tolerance())
 
 
+def _orphans(this: Here, identity: str) -> List[str]:
+    name = this.store.lease(identity).name
+    return [lock.name for lock in client.orphans(this.store.lockspace) if lock.name == name]
+
+
 def test_a_start_that_begins_while_gc_asks_libvirt(directory: Pair, identity: str, tmp_path: Path) -> None:
     claim = Claim(identity, Mode.EXCLUSIVE, "disk", "/d", "")
 
@@ -44,14 +49,53 @@ def test_a_start_that_begins_while_gc_asks_libvirt(directory: Pair, identity: st
                 begun.append(_begin(this, claim))
             return {begun[0].uuid: True}
 
-        def orphans() -> List[str]:
-            name = this.store.lease(identity).name
-            return [lock.name for lock in client.orphans(this.store.lockspace) if lock.name == name]
-
-        found = [[one.text for one in gc.collect(ask)], [one.id for one in instance.load_all()], orphans()]
+        found = [[one.text for one in gc.collect(ask)], [one.id for one in instance.load_all()], _orphans(this, identity)]
         gc.collect(ask)  # now it was there before libvirt was asked
-        return [*found, [one.id for one in instance.load_all()], orphans()]
+        return [*found, [one.id for one in instance.load_all()], _orphans(this, identity)]
 
     said, records, orphans, records_later, orphans_later = directory.one.run(work)
     assert len(records) == len(orphans) == 1, said
     assert not records_later and not orphans_later
+
+
+def test_a_start_that_failed_and_whose_release_came_to_nothing(directory: Pair, identity: str, tmp_path: Path) -> None:
+    """Its libvirtd lives, so that a sweep takes it for a start under way: nothing else would ever end it."""
+    claim = Claim(identity, Mode.EXCLUSIVE, "disk", "/d", "")
+
+    def work() -> List[List[str]]:
+        this = _this(directory, tmp_path)
+        errand.load = lambda: this.config
+        errand._run(_begin(this, claim).id)
+        return [[one.id for one in instance.load_all()], _orphans(this, identity)]
+
+    assert directory.one.run(work) == [[], []]
+
+
+def test_a_join_waits_for_no_start_that_is_over(directory: Pair, identity: str, tmp_path: Path) -> None:
+    """sanlock hangs while libvirt releases it, so the hook is killed; then sanlock is restarted."""
+    claim = Claim(identity, Mode.EXCLUSIVE, "disk", "/d", "")
+
+    def work() -> List[str]:
+        this = _this(directory, tmp_path)
+        one = _begin(this, claim)
+        guard.load = lambda: this.config
+        xml = f"<domain type='kvm'><name>web</name><uuid>{one.uuid}</uuid></domain>".encode()
+
+        def hangs(config: Config) -> Here:
+            raise Killed
+
+        guard.here = hangs
+        try:
+            guard.release(xml, one.libvirtd)
+        except Killed:
+            pass
+        begun = [one.id for one in membership._beginning()]
+        guard.here = here
+        guard.sweep(this)
+        return begun + [one.id for one in instance.load_all()] + _orphans(this, identity)
+
+    assert directory.one.run(work) == []
+
+
+class Killed(BaseException):
+    pass
