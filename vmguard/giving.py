@@ -42,7 +42,7 @@ def sweep(this: Here, starting: Optional[Tuple[str, Process]] = None) -> List[In
             # A lease that another guest has lost, too: that must not keep this one from starting.
             word = "sweep-failed" if isinstance(error, CannotTell) else "alarm"
             events.record(word, of_running(error, one.name), domain=one.name, instance=one.id)
-            keep = one
+            keep = instance.load(one.id + ".json")  # as far as it came
             if isinstance(error, LeaseLost) and one.state == "held":
                 errand.see_to(one)  # as in `started`: the guest has to end
         if keep is not None:
@@ -108,6 +108,7 @@ def end(one: Instance, this: Here, by_errand: bool = True) -> Optional[Instance]
         marks.drop(one.wants, others)
     if one.state in ("held", "running", "over"):
         events.record("released", **instance.account(one))
+    one = over(one)
     with client.Connection() as connection:
         for want in one.wants:
             if want in drains and want.drain is None:
@@ -183,7 +184,7 @@ def _pass_note_on(want: Want, others: Iterable[Instance], this: Here) -> None:
     """The lease stays because another instance needs it: let the note name that one."""
     for other in others:
         for index, theirs in enumerate(other.wants):
-            if theirs.claim.identity == want.claim.identity and not theirs.missing and other.state != "draining":
+            if theirs.claim.identity == want.claim.identity and not theirs.missing and has(other, want.claim.identity, this):
                 theirs = theirs._replace(lver=want.lver)
                 wants = other.wants[:index] + (theirs,) + other.wants[index + 1 :]
                 instance.write(other._replace(wants=wants))

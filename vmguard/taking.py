@@ -151,9 +151,12 @@ def _take_one(
 
 
 def has(other: Instance, identity: str, this: Here) -> bool:
-    """Whether another instance keeps this lease on our host, in the present membership."""
+    """
+    Whether another instance keeps this lease on our host, in the present membership. Of an intent, and of one that is over,
+    nobody knows: it may not have taken it, or have given it back already.
+    """
     return (
-        other.state != "draining"
+        other.state in ("held", "running")
         and other.generation == this.generation
         and any(want.claim.identity == identity and not want.missing for want in other.wants)
     )

@@ -3,17 +3,19 @@
 
 import os
 from pathlib import Path
-from typing import Dict, List
+from typing import Dict, List, Sequence
 from uuid import uuid4
 
+import pytest
 from conftest import Pair
 
-from vmguard import errand, gc, guard, host, instance, membership, paths
+from vmguard import errand, gc, giving, guard, host, instance, membership, paths
 from vmguard.claims import Claim, Mode, Needs
 from vmguard.config import Config
 from vmguard.domain import Domain
+from vmguard.errors import SanlockFailed
 from vmguard.instance import Instance
-from vmguard.leases import client
+from vmguard.leases import Lease, client
 from vmguard.member import Here, Tolerance, here
 
 
@@ -23,11 +25,11 @@ def _this(pair: Pair, run: Path) -> Here:
     return here(Config(store=pair.store.path, host_id=1))
 
 
-def _begin(this: Here, *claims: Claim) -> Instance:
+def _begin(this: Here, *claims: Claim, others: Sequence[Instance] = ()) -> Instance:
     """The hook has said yes to a start, and there is no QEMU yet."""
     me = host.process(os.getpid())
     assert me is not None
-    return guard.admit(Domain("web", str(uuid4()), ()), Needs(claims), None, [], this, me, Tolerance())
+    return guard.admit(Domain("web", str(uuid4()), ()), Needs(claims), None, others, this, me, Tolerance())
 
 
 def _orphans(this: Here, identity: str) -> List[str]:
@@ -99,3 +101,35 @@ def test_a_join_waits_for_no_start_that_is_over(directory: Pair, identity: str, 
 
 class Killed(BaseException):
     pass
+
+
+@pytest.mark.parametrize("state", ["intent", "held"])
+def test_nobody_counts_upon_what_is_half_given_back(directory: Pair, identity: str, tmp_path: Path, state: str) -> None:
+    """The shared lease of a base image is given back, the next one of the same record cannot be."""
+    base = Claim(f"{identity}/base", Mode.SHARED, "backing file", "/base", "")
+    disk, other = (Claim(f"{identity}/{name}", Mode.SHARED, "disk", f"/{name}", "") for name in ("z", "other"))
+
+    def work() -> List[List[str]]:
+        this = _this(directory, tmp_path)
+        one = _begin(this, base, disk)
+        if state == "intent":
+            instance.write(one._replace(state=state))
+        give_back = giving.give_back
+
+        def fails(place: Lease, shared: bool, claim: Claim, this: Here, connection: client.Connection) -> None:
+            if claim == disk:
+                raise SanlockFailed("release", -16, claim.path)
+            give_back(place, shared, claim, this, connection)
+
+        giving.give_back = fails
+        others = giving.sweep(this, starting=(one.uuid, one.libvirtd))
+        before = _orphans(this, base.identity)
+        _begin(this, base, other, others=others)
+        after = _orphans(this, base.identity)
+        giving.give_back = give_back
+        giving.sweep(this)
+        return [before, after, _orphans(this, base.identity), _orphans(this, disk.identity)]
+
+    before, after, at_the_end, left = directory.one.run(work)
+    assert not before and not left
+    assert len(after) == len(at_the_end) == 1
