@@ -13,10 +13,12 @@ from vmguard import errand, gc, giving, guard, host, instance, membership, paths
 from vmguard.claims import Claim, Mode, Needs
 from vmguard.config import Config
 from vmguard.domain import Domain
-from vmguard.errors import SanlockFailed
-from vmguard.instance import Instance
+from vmguard.errors import Error, SanlockFailed
+from vmguard.instance import Instance, Want
 from vmguard.leases import Lease, client
 from vmguard.member import Here, Tolerance, here
+from vmguard.owning import hand_over
+from vmguard.surprise import claim_more
 
 
 def _this(pair: Pair, run: Path) -> Here:
@@ -133,3 +135,22 @@ def test_nobody_counts_upon_what_is_half_given_back(directory: Pair, identity: s
     before, after, at_the_end, left = directory.one.run(work)
     assert not before and not left
     assert len(after) == len(at_the_end) == 1
+
+
+def test_a_look_that_was_killed_is_not_in_its_own_way(directory: Pair, identity: str, tmp_path: Path) -> None:
+    """It leaves an intent of the guest's own for what the guest has open."""
+    disk, plugged = (Claim(f"{identity}/{name}", Mode.EXCLUSIVE, "disk", f"/{name}", "") for name in ("vda", "vdb"))
+
+    def work() -> List[str]:
+        this = _this(directory, tmp_path)
+        one = _begin(this, disk)
+        one = hand_over(one, one.libvirtd, this)
+        instance.write(one._replace(id=one.id + ".found", wants=(Want(plugged),), state="intent", qemu=None))
+        against: List[Error] = []
+        one = claim_more([plugged], one, one.libvirtd, this, against)
+        assert not against, against
+        assert not any(want.missing for want in one.wants)
+        assert [one.state for one in instance.load_all()] == ["running"]
+        return _orphans(this, plugged.identity)
+
+    assert len(directory.one.run(work)) == 1
