@@ -310,7 +310,11 @@ def leave_host() -> bool:
             names = ", ".join(sorted(one.name for one in left))
             raise BadRequest(f"guests on this host need their leases: {names}", "stop or migrate them first")
         mark_left(True)
-        lockspace.leave(store, config.host_id)
+        try:
+            lockspace.leave(store, config.host_id)
+        except BadRequest:
+            mark_left(False)  # it is a member still
+            raise
         return True
 
 

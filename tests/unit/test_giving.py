@@ -13,7 +13,7 @@ from vmguard import errand, gc, giving, guard, host, instance, membership, paths
 from vmguard.claims import Claim, Mode, Needs
 from vmguard.config import Config
 from vmguard.domain import Domain
-from vmguard.errors import Error, SanlockFailed
+from vmguard.errors import BadRequest, Error, SanlockFailed
 from vmguard.instance import Instance, Want
 from vmguard.leases import Lease, client
 from vmguard.member import Here, Tolerance, here
@@ -154,3 +154,21 @@ def test_a_look_that_was_killed_is_not_in_its_own_way(directory: Pair, identity:
         return _orphans(this, plugged.identity)
 
     assert len(directory.one.run(work)) == 1
+
+
+def test_a_host_that_could_not_leave_has_not_left(directory: Pair, identity: str, tmp_path: Path) -> None:
+    """Else nobody would have it join again when it is thrown out one day."""
+
+    def work() -> List[bool]:
+        this = _this(directory, tmp_path)
+        membership.load = lambda: this.config
+        with client.Connection() as connection:
+            connection.acquire(this.store.ensure(identity), shared=False)  # of no record
+        with pytest.raises(BadRequest):
+            membership.leave_host()
+        assert membership.lost(this.config) is False
+        with client.Connection() as connection:
+            connection.give_back(this.store.lease(identity))
+        return [os.path.exists(membership._left())]
+
+    assert directory.one.run(work) == [False]
