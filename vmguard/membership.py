@@ -216,6 +216,8 @@ def _again(one: Instance, qemu: Process, this: Here) -> Instance:
 
     def regain(want: Want, place: Lease, before: Optional[int], connection: client.Connection) -> int:
         found = already.get(place.name)
+        if found is not None and found.shared and want.claim.mode is Mode.SHARED:
+            return found.lver
         if found is not None:
             lver = found.lver
         elif want.claim.mode is not Mode.EXCLUSIVE and place.name == this.store.lease(want.claim.identity).name:

@@ -172,3 +172,21 @@ def test_a_host_that_could_not_leave_has_not_left(directory: Pair, identity: str
         return [os.path.exists(membership._left())]
 
     assert directory.one.run(work) == [False]
+
+
+def test_a_join_takes_up_what_a_dead_one_had_taken(directory: Pair, identity: str, tmp_path: Path) -> None:
+    """A shared lease has no version that could have grown: what a guest has of it shows nothing, and it must not die of it."""
+    disk = Claim(f"{identity}/disk", Mode.EXCLUSIVE, "disk", "/disk", "")
+    base = Claim(f"{identity}/base", Mode.SHARED, "backing file", "/base", "")
+
+    def work() -> List[str]:
+        this = _this(directory, tmp_path)
+        one = _begin(this, disk, base)
+        # As if of an earlier membership, with all but the record taken again in this one.
+        wants = tuple(want._replace(lver=want.lver and want.lver - 1) for want in one.wants)
+        one = one._replace(wants=wants, generation=this.generation - 1)
+        again = membership._again(one, one.libvirtd, this)
+        assert [want.lver for want in again.wants] == [1, 0]
+        return _orphans(this, disk.identity) + _orphans(this, base.identity)
+
+    assert len(directory.one.run(work)) == 2
