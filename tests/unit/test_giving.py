@@ -13,7 +13,7 @@ from vmguard import errand, gc, giving, guard, host, instance, membership, paths
 from vmguard.claims import Claim, Mode, Needs
 from vmguard.config import Config
 from vmguard.domain import Domain
-from vmguard.errors import BadRequest, Error, SanlockFailed
+from vmguard.errors import BadRequest, Error, LeaseLost, SanlockFailed
 from vmguard.instance import Instance, Want
 from vmguard.leases import Lease, client
 from vmguard.member import Here, Tolerance, here
@@ -190,3 +190,27 @@ def test_a_join_takes_up_what_a_dead_one_had_taken(directory: Pair, identity: st
         return _orphans(this, disk.identity) + _orphans(this, base.identity)
 
     assert len(directory.one.run(work)) == 2
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["first", "second"])
+def test_a_pool_that_another_host_had_active(directory: Pair, identity: str, tmp_path: Path, first: bool) -> None:
+    """What this host knows of its metadata is not true any more, whichever of its guests asks."""
+    pool = Claim(identity, Mode.HOST, "thin pool", "/dev/vg/pool", "")
+
+    def work() -> None:
+        this = _this(directory, tmp_path)
+        web = _begin(this, pool)
+        db = _begin(this, pool, others=[web])
+        assert [web.wants[0].lver, db.wants[0].lver] == [1, None]
+        web, db = (one._replace(generation=this.generation - 1) for one in (web, db))
+        instance.write(web)
+        instance.write(db)
+        with client.Connection() as connection:
+            for _ in range(2):  # of this membership, and of another host
+                giving.give_back(this.store.lease(identity), False, pool, this, connection)
+                connection.acquire(this.store.lease(identity), shared=False)
+                connection.release(this.store.lease(identity))
+        with pytest.raises(LeaseLost):
+            membership._again(web if first else db, web.libvirtd, this)
+
+    directory.one.run(work)
