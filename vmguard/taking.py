@@ -199,11 +199,11 @@ def acquire(claim: Claim, this: Here, connection: client.Connection) -> int:
                 if not holders:
                     return lver
                 connection.release(lease, shared=shared)
-        if code in ORPHAN_HERE and free_leftover(lease, claim, connection):
+        if code in ORPHAN_HERE and free_leftover(lease, claim, this, connection):
             continue
         if [one.host_id for one in holders if one.slot == "ticket"] == [this.host_id]:
             # No record of this host wants it: we would not have come here.
-            if free_leftover(slots.ticket(lease), claim, connection):
+            if free_leftover(slots.ticket(lease), claim, this, connection):
                 continue
         # A guest's last writes are being written out: that is a matter of moments too.
         draining = all(holder.slot == "drain" and holder.alive is not False for holder in holders)
@@ -251,7 +251,7 @@ def _meaning(code: int, claim: Claim, lease: Lease, holders: List[Holder], this:
     return error if isinstance(error, StoreBroken) else SanlockFailed("acquire", code, claim.path)
 
 
-def free_leftover(lease: Lease, claim: Claim, connection: client.Connection) -> bool:
+def free_leftover(lease: Lease, claim: Claim, this: Here, connection: client.Connection) -> bool:
     """
     An orphan on this host that no record wants: a call that sanlock finished after its caller had been killed and swept.
     It is given back, unless a QEMU runs that has no record: the lease might be its.
@@ -260,7 +260,17 @@ def free_leftover(lease: Lease, claim: Claim, connection: client.Connection) -> 
     if any(qemu.uuid not in known for qemu in host.qemu_processes()):
         return False
     events.record("leftover", f"gave back a lease that no record wants: {claim.path}", identity=claim.identity)
-    return connection.give_back(lease)
+    if not connection.give_back(lease):
+        return False
+    # It is free a moment later; until then its note would have us take it for somebody's.
+    end = time.monotonic() + PATIENCE
+    while _is_owner(this, lease) and time.monotonic() < end:
+        time.sleep(0.005)
+    return True
+
+
+def _is_owner(this: Here, lease: Lease) -> bool:
+    return any((one.host_id, one.generation) == (this.host_id, this.generation) for one in client.owners(lease))
 
 
 def _mark_drain(
@@ -278,7 +288,7 @@ def _mark_drain(
     try:
         return want._replace(drain=connection.acquire(mark, shared=False))
     except SanlockFailed as error:
-        if error.code in ORPHAN_HERE and free_leftover(mark, want.claim, connection):
+        if error.code in ORPHAN_HERE and free_leftover(mark, want.claim, this, connection):
             return want._replace(drain=connection.acquire(mark, shared=False))
         if source is not None and error.code in OWNED | OWNER_SILENT | MOMENT:
             return want
@@ -372,7 +382,7 @@ def _cover(want: Want, source: Source, this: Here, connection: client.Connection
         except SanlockFailed as error:
             code = error.code
             if code in ORPHAN_HERE and (
-                free_leftover(ticket, claim, connection) or free_leftover(lease, claim, connection)
+                free_leftover(ticket, claim, this, connection) or free_leftover(lease, claim, this, connection)
             ):
                 continue
         if code not in OWNED | OWNER_SILENT | MOMENT | {0}:

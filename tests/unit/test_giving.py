@@ -214,3 +214,19 @@ def test_a_pool_that_another_host_had_active(directory: Pair, identity: str, tmp
             membership._again(web if first else db, web.libvirtd, this)
 
     directory.one.run(work)
+
+
+def test_a_leftover_is_not_somebodys(directory: Pair, identity: str, tmp_path: Path) -> None:
+    """A lease and a drain mark of which there is a note, and no record any more."""
+    disk = Claim(identity, Mode.EXCLUSIVE, "disk", "/disk", "", others_see_it=True, cached=True)
+
+    def work() -> List[int]:
+        this = _this(directory, tmp_path)
+        versions = []
+        for _ in range(10):
+            one = _begin(this, disk)
+            instance.forget(one)
+            versions.append(one.wants[0].lver or 0)
+        return versions
+
+    assert directory.one.run(work) == list(range(1, 11))
