@@ -227,9 +227,11 @@ def flush(path: str) -> None:
 
 def drained(one: Instance, this: Here) -> None:
     """Give the drain marks back of an instance whose cache has been written out, and forget it. Under the host lock."""
+    others = [other for other in instance.load_all() if other.id != one.id]
     with client.Connection() as connection:
         for want in one.wants:
-            if want.drain is None:
+            # A guest of this host may have come to it since: its page cache is ours.
+            if want.drain is None and not any(has(other, want.claim.identity, this) for other in others):
                 _give_back_or_note(want, one, this, connection)
     _give_marks_back(one, this)
     instance.forget(one)

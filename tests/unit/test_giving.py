@@ -230,3 +230,20 @@ def test_a_leftover_is_not_somebodys(directory: Pair, identity: str, tmp_path: P
         return versions
 
     assert directory.one.run(work) == list(range(1, 11))
+
+
+def test_a_disk_in_use_again_when_its_last_guest_is_written_out(directory: Pair, identity: str, tmp_path: Path) -> None:
+    """On the same host, which may have it: its page cache is one."""
+    disk = Claim(identity, Mode.EXCLUSIVE, "disk", str(tmp_path / "none"), "")
+
+    def work() -> List[str]:
+        this = _this(directory, tmp_path)
+        # It had migrated here, and died before it had the drain mark: its lease stood in for that.
+        dead = _begin(this, disk)
+        dead = dead._replace(state="draining", wants=tuple(want._replace(drains=True) for want in dead.wants))
+        instance.write(dead)
+        _begin(this, disk, others=[dead])
+        giving.drained(dead, this)
+        return _orphans(this, identity)
+
+    assert len(directory.one.run(work)) == 1
