@@ -394,6 +394,11 @@ def _cover(want: Want, source: Source, this: Here, connection: client.Connection
             if not (shared and holder.shared)
             if slot != "drain" or holder.host_id not in (source.host_id, this.host_id)
         ]
+        # No record of this host wants it: we would not have come here.
+        if any(holder.host_id == this.host_id for holder in holders) and (
+            free_leftover(ticket, claim, this, connection) or free_leftover(lease, claim, this, connection)
+        ):
+            continue
         strangers = [
             holder
             for holder in holders

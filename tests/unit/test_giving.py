@@ -24,6 +24,7 @@ from vmguard.surprise import claim_more
 def _this(pair: Pair, run: Path) -> Here:
     """In a child of the first host: be there, with records of its own."""
     paths.RUN = paths.LOG = str(run)
+    host.qemu_processes = lambda: ()  # those of the machine that the tests run on are not ours
     return here(Config(store=pair.store.path, host_id=1))
 
 
