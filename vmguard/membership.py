@@ -26,6 +26,7 @@ from vmguard.errors import (
     LeaseLost,
     Misconfigured,
     NotJoined,
+    NotYet,
     SanlockFailed,
     StateUnproven,
     StoreBroken,
@@ -77,7 +78,7 @@ def join_host() -> Joined:
         # Its QEMU, which nobody could stop yet, would run while others may take what it has.
         if time.monotonic() > end_of_patience:
             names = ", ".join(sorted(one.name for one in beginning))
-            raise BadRequest(f"guests are just being started on this host: {names}", "run this again in a moment")
+            raise NotYet(f"guests are just being started on this host: {names}", "run this again in a moment")
         time.sleep(0.05)
 
 

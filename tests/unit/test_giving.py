@@ -9,7 +9,7 @@ from uuid import uuid4
 import pytest
 from conftest import Pair
 
-from vmguard import errand, gc, giving, guard, host, instance, membership, paths
+from vmguard import cli, errand, gc, giving, guard, host, instance, membership, paths
 from vmguard.claims import Claim, Mode, Needs
 from vmguard.config import Config
 from vmguard.domain import Domain
@@ -248,3 +248,17 @@ def test_a_disk_in_use_again_when_its_last_guest_is_written_out(directory: Pair,
         return _orphans(this, identity)
 
     assert len(directory.one.run(work)) == 1
+
+
+def test_a_join_that_waits_for_a_start_is_tried_again(directory: Pair, identity: str, tmp_path: Path) -> None:
+    """systemd tries what ends with 1, and not what ends with 2."""
+
+    def work() -> int:
+        this = _this(directory, tmp_path)
+        _begin(this, Claim(identity, Mode.EXCLUSIVE, "disk", "/disk", ""))
+        membership.load = lambda: this.config
+        membership._STARTS_TAKE = 0.0
+        membership.lockspace.state = lambda store, host_id: "out"
+        return cli.main(["join"])
+
+    assert directory.one.run(work) == 1
