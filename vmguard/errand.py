@@ -15,7 +15,7 @@ import os
 import time
 
 from vmguard import events, host, hostlock, instance, libvirtstate, paths
-from vmguard._typing import List, Optional
+from vmguard._typing import List, Optional, Sequence, Tuple
 from vmguard.config import load
 from vmguard.errors import CannotTell, Error, Refused
 from vmguard.instance import Instance
@@ -95,10 +95,11 @@ def _run(instance_id: str) -> None:
     one = instance.load(instance_id + ".json")
     if one is not None and one.state == "draining":
         write_out(one)
-    elif one is not None and one.state == "held":
-        _make_good(instance_id)
-    elif one is not None and one.state == "running":
-        _hand_over(instance_id)
+    elif one is not None and one.state in ("held", "running", "over"):
+        if one.state == "held":
+            _make_good(instance_id)
+        else:
+            _hand_over(instance_id)
         _end(instance_id)
 
 
@@ -151,10 +152,15 @@ def _end(instance_id: str) -> None:
     """What a `release` that died or was late has not done."""
     from vmguard import giving
     from vmguard.member import here
+    from vmguard.owning import qemu_of
 
     with hostlock.held():
         one = instance.load(instance_id + ".json")
-        left = giving.end(one, here(load()), by_errand=False) if one is not None and one.state == "running" else None
+        if one is None or one.state not in ("held", "running", "over") or qemu_of(one) is not None:
+            return
+        # One that is held, too: libvirt had come to `started` or `release` when an errand was sent for it.
+        one = giving.over(one)
+        left = giving.end(one, here(load()), by_errand=False)
     if left is not None and left.state == "draining":
         write_out(left)
 
@@ -162,7 +168,7 @@ def _end(instance_id: str) -> None:
 def _hand_over(instance_id: str) -> None:
     """Watch the owners until all is the guest's own, or the guest is gone: its release gives back what it had."""
     from vmguard.member import here
-    from vmguard.owning import awaited, qemu_of, ready, settle
+    from vmguard.owning import kept_by_source, qemu_of, ready, settle
     from vmguard.surprise import look
 
     pause, arrived, asked, waits = _FIRST_PAUSE, 0.0, False, False
@@ -194,7 +200,7 @@ def _hand_over(instance_id: str) -> None:
                 late = time.monotonic() - arrived > GRACE
                 if late and not asked and state is not None and not state.needs_source:
                     asked = True
-                    left = [place for place in awaited(one, this) if client.owners(place)]
+                    left = kept_by_source(one, this)
                     if left:  # and not its drain mark alone
                         _end_source(one, left)
         except CannotTell as error:
@@ -206,7 +212,7 @@ def _hand_over(instance_id: str) -> None:
         pause = min(pause * 1.4, _LAST_PAUSE)
 
 
-def _end_source(one: Instance, places: List[Lease]) -> None:
+def _end_source(one: Instance, places: Sequence[Tuple[Lease, int]]) -> None:
     events.record(
         "source-lingers",
         f"{one.name} runs here, and its QEMU at the source still has its leases: sanlock there is asked to kill it",
@@ -214,5 +220,5 @@ def _end_source(one: Instance, places: List[Lease]) -> None:
         uuid=one.uuid,
         instance=one.id,
     )
-    for place in places:
-        client.request_end(place)
+    for place, lver in places:
+        client.request_end(place, lver)

@@ -282,3 +282,7 @@ class BadRequest(Error):
         super().__init__(why, remedy)
         self.why = why
         self.remedy = remedy
+
+
+class NotYet(BadRequest):
+    """A command cannot do it at this moment: the same, asked again later, makes sense."""

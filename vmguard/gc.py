@@ -9,7 +9,7 @@ leases of this host that no record explains, remains of lease files, and damaged
 import os
 
 from vmguard import events, host, hostlock, instance
-from vmguard._typing import Dict, List, NamedTuple, Optional, Set
+from vmguard._typing import Callable, Dict, List, NamedTuple, Optional, Set
 from vmguard.config import load
 from vmguard.errors import BadRequest, Misconfigured, RecordBroken, StoreBroken
 from vmguard.giving import end, flush, sweep
@@ -30,12 +30,12 @@ class Found(NamedTuple):
 
 
 def collect(
-    domain_is_off: Optional[Dict[str, bool]] = None, repair: bool = False, force: str = "", dry_run: bool = False
+    ask_libvirt: Callable[[], Dict[str, bool]] = dict, repair: bool = False, force: str = "", dry_run: bool = False
 ) -> List[Found]:
     """
     Look for everything that holds back a start without need, and mend what is certain.
 
-    domain_is_off: by uuid, whether libvirt says that a domain neither runs nor starts; None if libvirt was not asked.
+    ask_libvirt: by uuid, whether libvirt says that a domain neither runs nor starts.
     repair: make damaged leases anew where nobody can hold them. force: a reason to do that although another host
     might. Raises the kinds of `member.here` where this host is no member.
     """
@@ -45,6 +45,10 @@ def collect(
     if force and not repair:
         raise BadRequest("--force is for --repair only", "vmguard gc --repair --force 'REASON'")
     found: List[Found] = []
+    # Not under the lock: libvirt answers when the hook has, which may wait for the lock. A start that began after libvirt was
+    # asked is none of those that it spoke of.
+    begun = set(instance.names())
+    is_off = ask_libvirt()
     with hostlock.held():
         found += _broken_records(dry_run)
         this = here(config)
@@ -53,7 +57,7 @@ def collect(
             before = {one.id: one for one in instance.load_all()}
             left = {one.id for one in sweep(this)}
             found += [_swept(one) for one in before.values() if one.id not in left]
-        found += _unended_starts(domain_is_off or {}, this, dry_run)
+        found += _unended_starts(begun, is_off, this, dry_run)
         found += _unexplained_leases(this, dry_run)
         found += [Found("temporary file", plain(path), not dry_run) for path in _leftovers(this, dry_run)]
         found += _damaged(this, repair and not dry_run, force)
@@ -98,13 +102,13 @@ def _broken_records(dry_run: bool) -> List[Found]:
     return found
 
 
-def _unended_starts(off: Dict[str, bool], this: Here, dry_run: bool) -> List[Found]:
+def _unended_starts(begun: Set[str], off: Dict[str, bool], this: Here, dry_run: bool) -> List[Found]:
     found = []
     for one in instance.load_all():
         if one.state != "held" or qemu_of(one) is not None:
             continue
         text = f"a start of {quoted(one.name)} has leases and no QEMU"
-        if not off.get(one.uuid, False):
+        if one.id + ".json" not in begun or not off.get(one.uuid, False):
             found.append(Found("start", f"{text}; libvirt may still be busy with it", False))
         else:
             if not dry_run:

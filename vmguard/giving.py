@@ -42,7 +42,7 @@ def sweep(this: Here, starting: Optional[Tuple[str, Process]] = None) -> List[In
             # A lease that another guest has lost, too: that must not keep this one from starting.
             word = "sweep-failed" if isinstance(error, CannotTell) else "alarm"
             events.record(word, of_running(error, one.name), domain=one.name, instance=one.id)
-            keep = one
+            keep = instance.load(one.id + ".json")  # as far as it came
             if isinstance(error, LeaseLost) and one.state == "held":
                 errand.see_to(one)  # as in `started`: the guest has to end
         if keep is not None:
@@ -77,6 +77,18 @@ def _swept(one: Instance, this: Here, starting: Optional[Tuple[str, Process]]) -
     return end(one, this)
 
 
+def over(one: Instance) -> Instance:
+    """
+    Write down that an instance has no QEMU and will have none, before anything is given back. Under the host lock.
+
+    sanlock may not answer then, or this process be killed: what is left to do, the next sweep does.
+    """
+    if one.state in ("held", "running"):
+        one = one._replace(state="over")
+        instance.write(one)
+    return one
+
+
 def end(one: Instance, this: Here, by_errand: bool = True) -> Optional[Instance]:
     """
     Give back all that the instance has and nobody else on this host needs, and forget it. Under the host lock.
@@ -96,6 +108,7 @@ def end(one: Instance, this: Here, by_errand: bool = True) -> Optional[Instance]
         marks.drop(one.wants, others)
     if one.state in ("held", "running", "over"):
         events.record("released", **instance.account(one))
+    one = over(one)
     with client.Connection() as connection:
         for want in one.wants:
             if want in drains and want.drain is None:
@@ -171,7 +184,7 @@ def _pass_note_on(want: Want, others: Iterable[Instance], this: Here) -> None:
     """The lease stays because another instance needs it: let the note name that one."""
     for other in others:
         for index, theirs in enumerate(other.wants):
-            if theirs.claim.identity == want.claim.identity and not theirs.missing and other.state != "draining":
+            if theirs.claim.identity == want.claim.identity and not theirs.missing and has(other, want.claim.identity, this):
                 theirs = theirs._replace(lver=want.lver)
                 wants = other.wants[:index] + (theirs,) + other.wants[index + 1 :]
                 instance.write(other._replace(wants=wants))
@@ -214,9 +227,11 @@ def flush(path: str) -> None:
 
 def drained(one: Instance, this: Here) -> None:
     """Give the drain marks back of an instance whose cache has been written out, and forget it. Under the host lock."""
+    others = [other for other in instance.load_all() if other.id != one.id]
     with client.Connection() as connection:
         for want in one.wants:
-            if want.drain is None:
+            # A guest of this host may have come to it since: its page cache is ours.
+            if want.drain is None and not any(has(other, want.claim.identity, this) for other in others):
                 _give_back_or_note(want, one, this, connection)
     _give_marks_back(one, this)
     instance.forget(one)

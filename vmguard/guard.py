@@ -41,8 +41,8 @@ from vmguard.claims import Needs, claim_on_itself, late_needs, needs_of
 from vmguard.config import load
 from vmguard.deadline import orphaned, step, tolerate
 from vmguard.domain import Domain, parse, who
-from vmguard.errors import CannotTell, Error, InUse, Late, LocalStore, NotComing, NoWatchdog
-from vmguard.giving import end, sweep
+from vmguard.errors import Error, InUse, Late, LocalStore, NotComing, NoWatchdog
+from vmguard.giving import end, over, sweep
 from vmguard.holders import local
 from vmguard.host import Process
 from vmguard.instance import Instance, Want
@@ -256,7 +256,7 @@ def leave_to_errand(name: str) -> None:
     """`started` or `release` of a domain came to nothing: let an errand do what can be done later. Never fails."""
     try:
         for one in instance.load_all():
-            if one.name == name and one.state in ("held", "running", "draining"):
+            if one.name == name and one.state != "intent":
                 errand.see_to(one)
     except Error:
         pass  # the next sweep meets the same
@@ -279,14 +279,9 @@ def release(xml: bytes, libvirtd: Process) -> None:
         if config.store is None:
             return
         mine = [one for one in mine if one.libvirtd == libvirtd or host.process(one.libvirtd.pid) != one.libvirtd]
-        try:
-            this = here(config)
-        except CannotTell:
-            # sanlock is away. What there is to give back, the next sweep gives; a join must not wait for this start.
-            for one in mine:
-                if qemu_of(one) is None:
-                    instance.write(one._replace(state="over"))
-            raise
+        # Before sanlock is asked, which may be away, or not answer: a join must not wait for this start.
+        mine = [over(one) if qemu_of(one) is None else one for one in mine]
+        this = here(config)
         for one in mine:
             left = end(one, this, by_errand=False)
             if left is not None and left.state == "draining":

@@ -11,7 +11,7 @@ States of a record:
     intent   what will be taken is known, some of it may have been. Found under the host lock, its maker is dead.
     held     `prepare` said yes. Every lease is an orphan of this host; a QEMU may or may not exist.
     running  `started` found the QEMU; exclusive leases are QEMU's own (owner "qemu") or stay orphans (owner "host").
-    over     QEMU is gone, and could not be given back for: sanlock did not answer. The next sweep does.
+    over     QEMU is gone, or never came. Some of it may be given back; what is not, the next sweep gives.
     draining QEMU is gone, all is given back but the drain marks: the page cache is being written out.
 """
 
@@ -38,6 +38,8 @@ class Want(NamedTuple):
     missing: bool = False
     # The version of the ticket that stands in for the lease while that is still the source's: a guest that migrated in.
     ticket: Optional[int] = None
+    # The version at which the source has the lease meanwhile.
+    source_lver: Optional[int] = None
     # The version of the drain mark, for what the guest writes through the page cache of this host.
     drain: Optional[int] = None
     # The same path is another storage object at the source: it must be one that the migration copies into.

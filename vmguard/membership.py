@@ -26,6 +26,7 @@ from vmguard.errors import (
     LeaseLost,
     Misconfigured,
     NotJoined,
+    NotYet,
     SanlockFailed,
     StateUnproven,
     StoreBroken,
@@ -77,7 +78,7 @@ def join_host() -> Joined:
         # Its QEMU, which nobody could stop yet, would run while others may take what it has.
         if time.monotonic() > end_of_patience:
             names = ", ".join(sorted(one.name for one in beginning))
-            raise BadRequest(f"guests are just being started on this host: {names}", "run this again in a moment")
+            raise NotYet(f"guests are just being started on this host: {names}", "run this again in a moment")
         time.sleep(0.05)
 
 
@@ -209,16 +210,26 @@ def _again(one: Instance, qemu: Process, this: Here) -> Instance:
 
     Raises LeaseLost or InUse where somebody had one in between.
     """
-    others = [other for other in instance.load_all() if other.id != one.id and other.generation == this.generation]
+    records = [other for other in instance.load_all() if other.id != one.id]
+    others = [other for other in records if other.generation == this.generation]
     have = {want.claim.identity for other in others for want in other.wants if not want.missing}
+    # Of a layer that only one host may have active: its guests have one lease, and the record of one of them its version.
+    versions = {
+        want.claim.identity: want.lver
+        for other in records
+        for want in other.wants
+        if other.generation == one.generation and want.claim.mode is Mode.HOST and want.lver is not None
+    }
     # A join that died after taking some of them: those are orphans of ours, of this membership.
     already = {lock.name: lock for lock in client.orphans(this.store.lockspace)}
 
     def regain(want: Want, place: Lease, before: Optional[int], connection: client.Connection) -> int:
         found = already.get(place.name)
+        if found is not None and found.shared and want.claim.mode is Mode.SHARED:
+            return found.lver
         if found is not None:
             lver = found.lver
-        elif want.claim.mode is not Mode.EXCLUSIVE and place.name == this.store.lease(want.claim.identity).name:
+        elif want.claim.mode is Mode.SHARED and place.name == this.store.lease(want.claim.identity).name:
             return acquire(want.claim, this, connection)
         else:
             lver = _again_exclusively(want, place, connection)
@@ -232,14 +243,15 @@ def _again(one: Instance, qemu: Process, this: Here) -> Instance:
         for want in one.wants:
             lease = this.store.lease(want.claim.identity)
             if want.missing or (want.claim.identity in have and want.claim.mode is not Mode.EXCLUSIVE):
-                wants.append(want)
+                wants.append(want._replace(lver=None))  # another record has it by now
                 continue
             if want.ticket is not None:
                 want = want._replace(ticket=regain(want, slots.ticket(lease), want.ticket, connection))
                 if want.lver is None:
                     _see_nobody_wrote(want, one, this)
             if want.lver is not None or want.ticket is None:
-                want = want._replace(lver=regain(want, lease, want.lver, connection))
+                before = versions.get(want.claim.identity) if want.lver is None else want.lver
+                want = want._replace(lver=regain(want, lease, before, connection))
             if want.drain is not None:
                 want = want._replace(drain=regain(want, slots.drain(lease), None, connection))
             wants.append(want)
@@ -310,7 +322,11 @@ def leave_host() -> bool:
             names = ", ".join(sorted(one.name for one in left))
             raise BadRequest(f"guests on this host need their leases: {names}", "stop or migrate them first")
         mark_left(True)
-        lockspace.leave(store, config.host_id)
+        try:
+            lockspace.leave(store, config.host_id)
+        except BadRequest:
+            mark_left(False)  # it is a member still
+            raise
         return True
 
 

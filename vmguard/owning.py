@@ -141,9 +141,17 @@ def ready(one: Instance, this: Here) -> bool:
     return any(_free(place, this) for want in one.wants for place in _awaited(want, this))
 
 
-def awaited(one: Instance, this: Here) -> Tuple[Lease, ...]:
-    """The leases that the instance waits for."""
-    return tuple(this.store.lease(want.claim.identity) for want in one.wants if want.ticket is not None)
+def kept_by_source(one: Instance, this: Here) -> Tuple[Tuple[Lease, int], ...]:
+    """
+    The leases that the instance waits for and its source has had all the time, with their versions. Not those that have been
+    let go since: who has them now is where this very guest is going next, perhaps back to its source.
+    """
+    waits = ((this.store.lease(want.claim.identity), want.source_lver) for want in one.wants if want.ticket is not None)
+    return tuple(
+        (lease, lver)
+        for lease, lver in waits
+        if lver is not None and client.owners(lease) and client.version(lease) == lver
+    )
 
 
 def _awaited(want: Want, this: Here) -> Tuple[Lease, ...]:

@@ -10,7 +10,7 @@ from vmguard import events, instance
 from vmguard._typing import TYPE_CHECKING, Iterable, List, Optional, Sequence
 from vmguard.claims import Claim, Mode
 from vmguard.errors import CannotTell, Error, Holder, InUse, WrongDisk
-from vmguard.giving import give_back
+from vmguard.giving import give_back, sweep
 from vmguard.holders import anywhere, local
 from vmguard.host import Process
 from vmguard.instance import Instance, Want
@@ -66,7 +66,7 @@ def claim_more(
     Raises InUse where it writes what somebody else has. against: what stands in the way is put there instead, of
     whatever kind; such a want is marked as contested, for whoever looks next to ask for it again.
     """
-    others = [other for other in instance.load_all() if other.id != one.id]
+    others = [other for other in sweep(this) if other.id != one.id]
     for claim in claims:
         one = _claim(claim, one, others, this, against)
     return hand_over(one, qemu, this)

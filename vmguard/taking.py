@@ -151,9 +151,12 @@ def _take_one(
 
 
 def has(other: Instance, identity: str, this: Here) -> bool:
-    """Whether another instance keeps this lease on our host, in the present membership."""
+    """
+    Whether another instance keeps this lease on our host, in the present membership. Of an intent, and of one that is over,
+    nobody knows: it may not have taken it, or have given it back already.
+    """
     return (
-        other.state != "draining"
+        other.state in ("held", "running")
         and other.generation == this.generation
         and any(want.claim.identity == identity and not want.missing for want in other.wants)
     )
@@ -196,11 +199,11 @@ def acquire(claim: Claim, this: Here, connection: client.Connection) -> int:
                 if not holders:
                     return lver
                 connection.release(lease, shared=shared)
-        if code in ORPHAN_HERE and free_leftover(lease, claim, connection):
+        if code in ORPHAN_HERE and free_leftover(lease, claim, this, connection):
             continue
         if [one.host_id for one in holders if one.slot == "ticket"] == [this.host_id]:
             # No record of this host wants it: we would not have come here.
-            if free_leftover(slots.ticket(lease), claim, connection):
+            if free_leftover(slots.ticket(lease), claim, this, connection):
                 continue
         # A guest's last writes are being written out: that is a matter of moments too.
         draining = all(holder.slot == "drain" and holder.alive is not False for holder in holders)
@@ -248,7 +251,7 @@ def _meaning(code: int, claim: Claim, lease: Lease, holders: List[Holder], this:
     return error if isinstance(error, StoreBroken) else SanlockFailed("acquire", code, claim.path)
 
 
-def free_leftover(lease: Lease, claim: Claim, connection: client.Connection) -> bool:
+def free_leftover(lease: Lease, claim: Claim, this: Here, connection: client.Connection) -> bool:
     """
     An orphan on this host that no record wants: a call that sanlock finished after its caller had been killed and swept.
     It is given back, unless a QEMU runs that has no record: the lease might be its.
@@ -257,7 +260,17 @@ def free_leftover(lease: Lease, claim: Claim, connection: client.Connection) -> 
     if any(qemu.uuid not in known for qemu in host.qemu_processes()):
         return False
     events.record("leftover", f"gave back a lease that no record wants: {claim.path}", identity=claim.identity)
-    return connection.give_back(lease)
+    if not connection.give_back(lease):
+        return False
+    # It is free a moment later; until then its note would have us take it for somebody's.
+    end = time.monotonic() + PATIENCE
+    while _is_owner(this, lease) and time.monotonic() < end:
+        time.sleep(0.005)
+    return True
+
+
+def _is_owner(this: Here, lease: Lease) -> bool:
+    return any((one.host_id, one.generation) == (this.host_id, this.generation) for one in client.owners(lease))
 
 
 def _mark_drain(
@@ -275,7 +288,7 @@ def _mark_drain(
     try:
         return want._replace(drain=connection.acquire(mark, shared=False))
     except SanlockFailed as error:
-        if error.code in ORPHAN_HERE and free_leftover(mark, want.claim, connection):
+        if error.code in ORPHAN_HERE and free_leftover(mark, want.claim, this, connection):
             return want._replace(drain=connection.acquire(mark, shared=False))
         if source is not None and error.code in OWNED | OWNER_SILENT | MOMENT:
             return want
@@ -356,8 +369,9 @@ def _cover(want: Want, source: Source, this: Here, connection: client.Connection
                 pass  # a dead guest's writes are on their way, and would come to lie over those of this one
             elif has_lease == "source" and has_ticket == "nobody":
                 lver = connection.acquire(ticket, shared=False)
-                if whose("lease") != "other":
-                    return want._replace(ticket=lver)
+                seen, has_lease = client.version(lease), whose("lease")
+                if has_lease != "other":
+                    return want._replace(ticket=lver, source_lver=seen if has_lease == "source" else None)
                 connection.release(ticket)
             elif has_lease == "nobody" and has_ticket in ("nobody", "source"):
                 lver = connection.acquire(lease, shared=shared)
@@ -368,7 +382,7 @@ def _cover(want: Want, source: Source, this: Here, connection: client.Connection
         except SanlockFailed as error:
             code = error.code
             if code in ORPHAN_HERE and (
-                free_leftover(ticket, claim, connection) or free_leftover(lease, claim, connection)
+                free_leftover(ticket, claim, this, connection) or free_leftover(lease, claim, this, connection)
             ):
                 continue
         if code not in OWNED | OWNER_SILENT | MOMENT | {0}:
@@ -380,6 +394,11 @@ def _cover(want: Want, source: Source, this: Here, connection: client.Connection
             if not (shared and holder.shared)
             if slot != "drain" or holder.host_id not in (source.host_id, this.host_id)
         ]
+        # No record of this host wants it: we would not have come here.
+        if any(holder.host_id == this.host_id for holder in holders) and (
+            free_leftover(ticket, claim, this, connection) or free_leftover(lease, claim, this, connection)
+        ):
+            continue
         strangers = [
             holder
             for holder in holders

@@ -6,16 +6,19 @@ import signal
 import time
 from pathlib import Path
 from typing import List
+from uuid import uuid4
 
 from conftest import Pair
 
 from vmguard import host, instance, paths
 from vmguard.claims import Claim, Mode
 from vmguard.config import Config
+from vmguard.giving import give_back
 from vmguard.instance import Instance, Want
-from vmguard.leases import client
-from vmguard.member import Here
-from vmguard.owning import hand_over
+from vmguard.leases import client, lockspace, slots
+from vmguard.member import Here, Tolerance
+from vmguard.owning import hand_over, kept_by_source
+from vmguard.taking import take, wants_of
 
 LEASES = 40
 
@@ -55,3 +58,63 @@ def test_somebody_asks_about_the_very_process(pair: Pair, identity: str, tmp_pat
 
     assert len(pair.one.run(work)) == LEASES
     guest.kill()
+
+
+def test_a_source_is_asked_to_end_only_while_it_is_the_source(pair: Pair, identity: str, tmp_path: Path) -> None:
+    """The lease beside the ticket may be that of the next migration by now, of the same guest, and to the same host."""
+    uuid = str(uuid4())
+    claims = [Claim(name, Mode.EXCLUSIVE, "disk", "/d", "") for name in (f"vm:{uuid}", identity)]
+
+    def come(host_id: int, coming: str) -> Instance:
+        return _come(_here(pair, host_id, tmp_path), uuid, claims, coming)
+
+    def let_go() -> None:
+        this = _here(pair, 1, tmp_path)
+        with client.Connection() as connection:
+            for claim in claims:
+                give_back(pair.store.lease(claim.identity), False, claim, this, connection)
+
+    def kept(one: Instance) -> List[str]:
+        return [lease.name for lease, _ in kept_by_source(one, _here(pair, 2, tmp_path))]
+
+    source = pair.one.run(lambda: come(1, ""))
+    there = pair.two.run(lambda: come(2, "migrate"))
+    assert all(want.ticket is not None and want.lver is None for want in there.wants)
+    assert len(pair.two.run(lambda: kept(there))) == 2
+    pair.one.run(let_go)
+    assert pair.two.run(lambda: kept(there)) == []
+    again = pair.one.run(lambda: come(1, "migrate"))  # before the handover has seen that they are free
+    assert [want.lver for want in again.wants] == [(want.lver or 0) + 1 for want in source.wants]
+    assert pair.two.run(lambda: kept(there)) == []
+
+
+def _here(pair: Pair, host_id: int, run: Path) -> Here:
+    paths.RUN = paths.LOG = str(run)
+    host.qemu_processes = lambda: ()  # those of the machine that the tests run on are not ours
+    states = {state.host_id: state for state in client.hosts(pair.store.lockspace)}
+    return Here(Config(), pair.store, host_id, lockspace.generation(pair.store), states, host.boot_id())
+
+
+def _come(this: Here, uuid: str, claims: List[Claim], coming: str) -> Instance:
+    me = host.process(os.getpid())
+    assert me is not None
+    one = Instance(
+        f"{uuid}.{this.host_id}", uuid, "web", this.boot_id, me, "intent", wants_of(claims, this), 0.0, this.host_id,
+        this.generation, coming=coming,
+    )  # fmt: skip
+    return take(one, [], this, Tolerance())
+
+
+def test_a_migration_comes_again_after_its_hook_was_killed(pair: Pair, identity: str, tmp_path: Path) -> None:
+    """What sanlock finished after that, and after the sweep, no record wants."""
+    uuid = str(uuid4())
+    claims = [Claim(name, Mode.EXCLUSIVE, "disk", "/d", "") for name in (f"vm:{uuid}", identity)]
+    pair.one.run(lambda: _come(_here(pair, 1, tmp_path), uuid, claims, ""))
+
+    def again() -> List[bool]:
+        with client.Connection() as connection:
+            connection.acquire(slots.ticket(pair.store.lease(identity)), shared=False)
+        one = _come(_here(pair, 2, tmp_path), uuid, claims, "migrate")
+        return [want.ticket is not None for want in one.wants]
+
+    assert pair.two.run(again) == [True, True]

@@ -33,7 +33,7 @@ from vmguard.cli import (
     store,
     verify,
 )
-from vmguard.errors import BadRequest, CannotTell, Error, Misconfigured
+from vmguard.errors import BadRequest, CannotTell, Error, Misconfigured, NotYet
 from vmguard.report import message
 
 OK, FOUND, WRONG, UNKNOWN = 0, 1, 2, 3
@@ -67,7 +67,7 @@ def main(arguments: Optional[List[str]] = None) -> int:
         return OK
     except Error as error:
         print(message(error), file=sys.stderr)
-        if isinstance(error, (Misconfigured, BadRequest)):
+        if isinstance(error, (Misconfigured, BadRequest)) and not isinstance(error, NotYet):
             return WRONG
         return UNKNOWN if isinstance(error, CannotTell) else FOUND
     except KeyboardInterrupt:

@@ -25,7 +25,7 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Exit status 1 if anything is left that needs a hand."""
-    found = collect(_domains.off(), repair=options.repair, force=options.force, dry_run=options.dry_run)
+    found = collect(_domains.off, repair=options.repair, force=options.force, dry_run=options.dry_run)
     if options.json:
         _show.as_json({"version": 1, "found": [one._asdict() for one in found]})
     else:

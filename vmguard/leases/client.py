@@ -244,14 +244,14 @@ def release_of(pid: int, lease: Lease) -> None:
         raise lib.failure("release", code, lease.path)
 
 
-def request_end(lease: Lease) -> None:
+def request_end(lease: Lease, lver: int) -> None:
     """
-    Ask the host that owns the lease to kill the process that has it. Heeded when that host's sanlock renews the next
-    time, within some io_timeouts; not for orphans. Raises LeaseDamaged, StoreBroken, SanlockFailed, SanlockDown.
+    Ask the host that owns the lease at this version to kill the process that has it. Heeded when that host's sanlock renews
+    the next time, within some io_timeouts; not for orphans. Raises LeaseDamaged, StoreBroken, SanlockFailed, SanlockDown.
     """
     item = lib.resource(lease)
     # A request asks for the next version, and lapses when somebody has got it.
-    item.lver = version(lease) + 1
+    item.lver = lver + 1
     code = lib.library().sanlock_request(0, lib.REQ_FORCE, ctypes.byref(item))
     if code < 0:
         raise lib.failure("request", code, lease.path)
