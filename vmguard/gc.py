@@ -181,10 +181,13 @@ def _may_be_held(name: str, this: Here) -> str:
     }
     if not live:
         return ""
-    notes = this.store.notes_of_name(name)
+    notes = list(this.store.notes_of_name(name))
     if not notes:
         others = ", ".join(this.store.host_name(number) or str(number) for number in sorted(live))
         return f"no note says who had it last, and {others} may: make sure there, then use --force REASON"
+    for slot in this.store.damaged_slots(name):
+        if slot != "lease":
+            notes += filter(None, (this.store.note(notes[0].identity, slot),))
     for note in notes:
         state = live.get(note.host_id)
         if state is not None and state.generation == note.generation:

@@ -7,14 +7,16 @@ import os
 import shutil
 import signal
 import time
+from types import SimpleNamespace
 from typing import Any, Callable, List, Optional
 
 import pytest
 from conftest import Pair, key
 from sanlock_hosts import Cluster, Host
 
+from vmguard import gc
 from vmguard.errors import BadRequest, Error, HostIdTaken, LeaseDamaged, SanlockDown, StoreBroken, StoreMoved
-from vmguard.leases import Note, _cluster, _files, _notes, client, slots
+from vmguard.leases import HostState, Lease, Note, _cluster, _files, _notes, client, slots
 from vmguard.leases._cluster import Elsewhere
 from vmguard.leases.device import layout, making
 from vmguard.leases.device import store as device_store
@@ -350,6 +352,54 @@ def test_damaged_leases_are_found_and_made_anew_on_order_alone(pair: Pair, ident
     pair.one.run(lambda: pair.store.reformat(bad.name))
     assert pair.one.run(lambda: client.version(bad)) == 0
     assert pair.store.notes(identity + "/bad") == (), "versions begin anew: an old note must not match one"
+
+
+def garbled(place: Lease) -> None:
+    with open(place.path, "r+b") as file:
+        file.seek(place.offset)
+        file.write(b"\xff" * place.sector)
+
+
+@pytest.mark.parametrize("held", [slot for slot in slots.SUFFIXES if slot != "lease"])
+def test_what_is_whole_beside_a_damaged_lease_is_not_made_anew(pair: Pair, identity: str, held: str) -> None:
+    """A guest that has come runs on its ticket, and cannot get a damaged lease."""
+    lease = pair.one.run(lambda: pair.store.ensure(identity))
+    busy = pair.two.guest()
+    assert busy.call("acquire", pair.store.slot(identity, held), False) == 1
+    garbled(lease)
+    assert pair.one.run(lambda: pair.store.damaged_slots(lease.name)) == ("lease",)
+    pair.one.run(lambda: pair.store.reformat(lease.name))
+    assert pair.one.run(lambda: client.owners(pair.store.slot(identity, held)))[0].host_id == 2
+    assert pair.one.run(lambda: (client.version(lease), client.owners(lease))) == (0, ())
+
+
+@pytest.mark.parametrize(
+    ("size", "damaged"),
+    [(512, ("lease", "ticket", "drain")), (ALIGN // 2, ("lease", "ticket", "drain")), (3 * ALIGN - 1, ("drain",))],
+)
+def test_what_was_cut_off_is_damaged(directory: Pair, identity: str, size: int, damaged: Any) -> None:
+    lease = directory.one.run(lambda: directory.store.ensure(identity))
+    os.truncate(lease.path, size)
+    assert directory.one.run(lambda: directory.store.damaged_slots(lease.name)) == damaged
+    directory.one.run(lambda: directory.store.reformat(lease.name))
+    assert os.stat(lease.path).st_size == 3 * ALIGN
+    assert directory.one.run(lambda: directory.store.damaged_slots(lease.name)) == ()
+
+
+def test_who_may_have_a_damaged_ticket_is_asked_first(pair: Pair, identity: str) -> None:
+    """The note beside the lease is that of its source, which has left."""
+    lease = pair.one.run(lambda: pair.store.ensure(identity))
+    note = NOTE._replace(identity=identity, host_id=3, domain="web")
+    pair.store.write_note(note)
+    states = {2: HostState(2, 1, "live")}
+    this: Any = SimpleNamespace(store=pair.store, host_id=1, states=states)
+    garbled(lease)
+    assert pair.one.run(lambda: gc._may_be_held(lease.name, this)) == ""
+    pair.store.write_note(note._replace(slot="ticket", host_id=2, host="two"))
+    assert pair.one.run(lambda: gc._may_be_held(lease.name, this)) == "", "its ticket can be read, and is left alone"
+    garbled(slots.ticket(lease))
+    assert pair.one.run(lambda: gc._may_be_held(lease.name, this)).startswith("two had it last")
+    pair.one.run(lambda: pair.store.reformat(lease.name))
 
 
 # -- leftovers ---------------------------------------------------------------------------------------------------------
