@@ -373,6 +373,30 @@ def test_what_is_whole_beside_a_damaged_lease_is_not_made_anew(pair: Pair, ident
     assert pair.one.run(lambda: (client.version(lease), client.owners(lease))) == (0, ())
 
 
+def test_a_damaged_lease_that_this_host_holds_is_not_made_anew(pair: Pair, identity: str) -> None:
+    """For a guest whose record is lost: no note of another host, and no record, speaks of it."""
+    lease = pair.one.run(lambda: pair.store.ensure(identity))
+    busy = pair.one.guest()
+    assert busy.call("acquire", lease, False) == 1
+    garbled(lease)
+    this: Any = SimpleNamespace(store=pair.store, host_id=1, states={})
+    assert "this host holds it" in pair.one.run(lambda: gc._may_be_held(lease.name, this))
+    pair.one.run(lambda: pair.store.reformat(lease.name))
+
+
+def test_a_host_that_has_joined_anew_may_have_a_damaged_lease(pair: Pair, identity: str) -> None:
+    """Its sanlock here may know it by its earlier membership for as long as it takes to look at the hosts again."""
+    lease = pair.one.run(lambda: pair.store.ensure(identity))
+    garbled(lease)
+    for state, generation, held in (
+        ("live", 3, False), ("live", 4, True), ("live", 5, True), ("free", 4, False), ("free", 5, True), ("dead", 5, True),
+    ):  # fmt: skip
+        this: Any = SimpleNamespace(store=pair.store, host_id=1, states={2: HostState(2, 4, state)})
+        pair.store.write_note(NOTE._replace(identity=identity, host_id=2, generation=generation))
+        assert bool(pair.one.run(lambda: gc._may_be_held(lease.name, this))) == held  # noqa: B023
+    pair.one.run(lambda: pair.store.reformat(lease.name))
+
+
 @pytest.mark.parametrize(
     ("size", "damaged"),
     [(512, ("lease", "ticket", "drain")), (ALIGN // 2, ("lease", "ticket", "drain")), (3 * ALIGN - 1, ("drain",))],
