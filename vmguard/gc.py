@@ -180,7 +180,8 @@ def _may_be_held(name: str, this: Here) -> str:
     if any(lock.name in slots.names(name) for lock in client.locks(this.store.lockspace)):
         return "this host holds it, for a guest without a record: stop that first"
     others = {number: state for number, state in this.states.items() if number != this.host_id}
-    notes = list(this.store.notes_of_name(name))
+    # Host 0 is nobody: such a note only says that a new beginning was made.
+    notes = [note for note in this.store.notes_of_name(name) if note.host_id]
     live = [number for number, state in sorted(others.items()) if _may_live(state)]
     if live and not notes:
         names = ", ".join(this.store.host_name(number) or str(number) for number in live)

@@ -14,9 +14,9 @@ import pytest
 from conftest import Pair, key
 from sanlock_hosts import Cluster, Host
 
-from vmguard import gc
+from vmguard import gc, writers
 from vmguard.errors import BadRequest, Error, HostIdTaken, LeaseDamaged, SanlockDown, StoreBroken, StoreMoved
-from vmguard.leases import HostState, Lease, Note, _cluster, _files, _notes, client, slots
+from vmguard.leases import HostState, Lease, Note, Writer, _cluster, _files, _notes, client, slots
 from vmguard.leases._cluster import Elsewhere
 from vmguard.leases.device import layout, making
 from vmguard.leases.device import store as device_store
@@ -351,7 +351,25 @@ def test_damaged_leases_are_found_and_made_anew_on_order_alone(pair: Pair, ident
         pair.one.run(lambda: pair.store.reformat("../lockspace"))
     pair.one.run(lambda: pair.store.reformat(bad.name))
     assert pair.one.run(lambda: client.version(bad)) == 0
-    assert pair.store.notes(identity + "/bad") == (), "versions begin anew: an old note must not match one"
+    (left,) = pair.store.notes(identity + "/bad")
+    assert (left.host_id, left.lver, left.writer) == (0, 0, None), "versions begin anew: an old note must not match one"
+
+
+def test_who_wrote_before_a_lease_was_made_anew_is_not_known(pair: Pair, identity: str) -> None:
+    """Not: nobody did. A state that was saved long ago would be taken for the last word."""
+    lease = pair.one.run(lambda: pair.store.ensure(identity))
+    pair.store.write_note(NOTE._replace(identity=identity, writer=Writer(7, "u-u", "web", "one", 1.5), restored=("a",)))
+    garbled(lease)
+    this: Any = SimpleNamespace(store=pair.store, host_id=1, states={2: HostState(2, 4, "live")})
+    for _ in range(2):
+        pair.one.run(lambda: pair.store.reformat(lease.name))
+        want: Any = SimpleNamespace(claim=SimpleNamespace(identity=identity), lver=1)
+        assert writers._writer_before(want, this) is None
+        note = pair.store.note(identity)
+        assert note is not None and note.restored == ("a",), "used up they stay"
+        garbled(lease)
+        assert "no note says" in pair.one.run(lambda: gc._may_be_held(lease.name, this)), "it speaks of nobody"
+    pair.one.run(lambda: pair.store.reformat(lease.name))
 
 
 def garbled(place: Lease) -> None:
