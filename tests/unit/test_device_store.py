@@ -581,6 +581,18 @@ def test_places_that_contradict_themselves_are_not_mended(two: Pair) -> None:
     assert store_of(two).damage()
 
 
+def test_two_places_that_were_both_had_are_not_chosen_from(two: Pair) -> None:
+    """Also at the first place, and at the first version."""
+    lease = two.one.run(lambda: store_of(two).ensure("x"))
+    busy = two.one.guest()
+    assert (busy.call("acquire", lease, False), lease.offset) == (1, layout.place(0))
+    garble(two.store.path, layout.place(2), Blocks(two.store.path).read(lease.offset, layout.LEASES))
+    index_damaged(two, "x")
+    with pytest.raises(LeaseDamaged):
+        two.two.run(lambda: store_of(two).mend())
+    assert store_of(two).damage()
+
+
 def test_a_half_made_lease_is_none(two: Pair) -> None:
     assert killed_at(two.one, 5, lambda: store_of(two).ensure("x")), "its ticket and drain mark are not there"
     index_damaged(two, "x")

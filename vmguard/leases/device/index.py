@@ -340,7 +340,7 @@ class Index:
             added = set()
             for name, places in lost.items():
                 # One place is the lease's, on others somebody may have died: those nobody ever acquired.
-                if sorted(places)[-2:-1] > [(1, 0)]:
+                if sorted(places)[-2:-1] >= [(1, 0)]:
                     raise LeaseDamaged(self.path, name, -errno.EUCLEAN)
                 where = self._put(Entry(name, max(places)[1], READY), pieces, set(damaged))
                 added.add(where)
