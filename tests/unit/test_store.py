@@ -522,6 +522,8 @@ def test_shared_notes_of_two_hosts_stand_side_by_side(pair: Pair, identity: str)
         {"since": "now"},
         {"mode": "mine"},
         {"identity": "another"},
+        {"identity": "\ud800"},
+        {"path": "/\udfff"},
         {"domain": ["x"]},
     ],
     ids=lambda content: str(content)[:20],
