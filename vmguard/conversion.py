@@ -170,7 +170,9 @@ def _see_nobody_has_anything(old: Store, config: Config, say: Say, dead: Optiona
         raise BadRequest(f"guests on this host need their leases: {names}", "stop them first")
     if client.locks(old.lockspace):
         raise BadRequest("this host still holds leases", "run `vmguard gc`, which says for whom")
-    others = [one for one in lockspace.entries(old) if one.host_id != config.host_id]
+    # Under our id, where it is not we who are in, may be the machine of which this one is a clone.
+    own = config.host_id if lockspace.state(old, config.host_id) == "joined" else None
+    others = [one for one in lockspace.entries(old) if one.host_id != own]
     others = [one for one in others if (dead or {}).get(one.host_id, -1) < one.generation]
     if others and dead is None:
         watched = others

@@ -13,8 +13,9 @@ from vmguard._typing import Callable, Dict, List, NamedTuple, Optional, Set
 from vmguard.config import load
 from vmguard.errors import BadRequest, Misconfigured, RecordBroken, StoreBroken
 from vmguard.giving import end, flush, sweep
+from vmguard.holders import gone
 from vmguard.instance import Instance
-from vmguard.leases import HostState, client, slots
+from vmguard.leases import HostState, Owner, client, slots
 from vmguard.leases.store import lease_name
 from vmguard.member import Here, here
 from vmguard.owning import qemu_of
@@ -180,18 +181,20 @@ def _may_be_held(name: str, this: Here) -> str:
     for one in instance.load_all():
         if any(lease_name(want.claim.identity) == name and not want.missing for want in one.wants):
             return f"{quoted(one.name)} on this host has it: stop that first"
-    live = {
-        state.host_id: state for state in this.states.values() if _may_live(state) and state.host_id != this.host_id
-    }
-    if not live:
-        return ""
-    notes = this.store.notes_of_name(name)
-    if not notes:
-        others = ", ".join(this.store.host_name(number) or str(number) for number in sorted(live))
-        return f"no note says who had it last, and {others} may: make sure there, then use --force REASON"
+    if any(lock.name in slots.names(name) for lock in client.locks(this.store.lockspace)):
+        return "this host holds it, for a guest without a record: stop that first"
+    others = {number: state for number, state in this.states.items() if number != this.host_id}
+    # Host 0 is nobody: such a note only says that a new beginning was made.
+    notes = [note for note in this.store.notes_of_name(name) if note.host_id]
+    live = [number for number, state in sorted(others.items()) if _may_live(state)]
+    if live and not notes:
+        names = ", ".join(this.store.host_name(number) or str(number) for number in live)
+        return f"no note says who had it last, and {names} may: make sure there, then use --force REASON"
+    for slot in this.store.damaged_slots(name) if notes else ():
+        if slot != "lease":
+            notes += filter(None, (this.store.note(notes[0].identity, slot),))
     for note in notes:
-        state = live.get(note.host_id)
-        if state is not None and state.generation == note.generation:
+        if note.host_id in others and not gone(Owner(note.host_id, note.generation), others):
             return f"{note.host} had it last, for {quoted(note.domain)}: run `vmguard gc --repair` there"
     return ""
 

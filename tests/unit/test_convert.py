@@ -240,6 +240,20 @@ def test_a_mark_of_another_conversion_is_left_alone(moving: Pair) -> None:
     Store.open(target)
 
 
+def test_a_clone_of_a_member_moves_nothing(moving: Pair) -> None:
+    """It has the host id of its living original, which has the guests."""
+    target = moving.cluster.device(64)
+
+    def clone() -> None:
+        configured(moving, moving.two, 1)
+        host.key = lambda: key("one")
+        conversion.convert(target, lambda words: None, True)
+
+    with pytest.raises(BadRequest, match="not certainly dead: one"):
+        moving.two.run(clone, 200)
+    untouched(moving)
+
+
 def test_who_is_still_in_a_store_that_moved_can_leave_it(moving: Pair) -> None:
     """A conversion died before it looked whether somebody had come in: the mark stays, and must be no trap."""
     moving.two.run(lambda: lockspace.join(Store.open(moving.store.path), 2, key("two")))

@@ -9,6 +9,7 @@ on a device that is full, grows, is damaged or another one.
 import os
 import signal
 import subprocess
+import time
 from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any, Callable, List
@@ -23,7 +24,7 @@ from test_store import NOTE, in_parallel
 from vmguard import gc
 from vmguard.claims import needs_of
 from vmguard.domain import HostPath, parse
-from vmguard.errors import BadRequest, LeaseDamaged, NotJoined, StoreBroken, StoreMoved, UsedByHost
+from vmguard.errors import BadRequest, LeaseDamaged, NotJoined, SanlockDown, StoreBroken, StoreMoved, UsedByHost
 from vmguard.leases import Lease, Note, Writer, _cluster, _notes, client, lockspace, slots
 from vmguard.leases._cluster import Elsewhere
 from vmguard.leases._notes import HostRecord
@@ -580,6 +581,18 @@ def test_places_that_contradict_themselves_are_not_mended(two: Pair) -> None:
     assert store_of(two).damage()
 
 
+def test_two_places_that_were_both_had_are_not_chosen_from(two: Pair) -> None:
+    """Also at the first place, and at the first version."""
+    lease = two.one.run(lambda: store_of(two).ensure("x"))
+    busy = two.one.guest()
+    assert (busy.call("acquire", lease, False), lease.offset) == (1, layout.place(0))
+    garble(two.store.path, layout.place(2), Blocks(two.store.path).read(lease.offset, layout.LEASES))
+    index_damaged(two, "x")
+    with pytest.raises(LeaseDamaged):
+        two.two.run(lambda: store_of(two).mend())
+    assert store_of(two).damage()
+
+
 def test_a_half_made_lease_is_none(two: Pair) -> None:
     assert killed_at(two.one, 5, lambda: store_of(two).ensure("x")), "its ticket and drain mark are not there"
     index_damaged(two, "x")
@@ -613,6 +626,33 @@ def test_killed_while_the_index_is_mended(two: Pair) -> None:
             break
     assert 5 < step < 19
     assert store_of(two).damage() == ()
+
+
+@pytest.mark.parametrize("work", ["mend", "clean"])
+def test_who_has_lost_the_index_writes_no_more(two: Pair, monkeypatch: pytest.MonkeyPatch, work: str) -> None:
+    """sanlock died while he looked at every place, and what he read is of the past: others may have given places out."""
+    two.one.run(lambda: store_of(two).ensure("x"))
+    if work == "clean":
+        assert killed_at(two.one, 5, lambda: store_of(two).ensure("y"))
+        monkeypatch.setattr(DeviceStore, "_over", lambda self, host_id, generation: True)
+    else:
+        index_damaged(two, "x")
+    everything, looks = index.Index.everything, [0]
+
+    def slowly(self: index.Index) -> Any:
+        found = everything(self)
+        looks[0] += 1
+        if looks[0] == (2 if work == "clean" else 1):
+            assert two.one.daemon is not None
+            os.kill(two.one.daemon.pid, signal.SIGKILL)  # no child of this one
+            time.sleep(0.2)
+        return found
+
+    before = Blocks(two.store.path).read(layout.INDEX, 32 * layout.MiB - layout.INDEX)
+    monkeypatch.setattr(index.Index, "everything", slowly)
+    with pytest.raises(SanlockDown):
+        two.one.run(lambda: getattr(store_of(two), work)())
+    assert Blocks(two.store.path).read(layout.INDEX, 32 * layout.MiB - layout.INDEX) == before
 
 
 def test_an_overflowing_bucket_is_mended(two: Pair, monkeypatch: pytest.MonkeyPatch) -> None:

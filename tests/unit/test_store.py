@@ -7,14 +7,16 @@ import os
 import shutil
 import signal
 import time
+from types import SimpleNamespace
 from typing import Any, Callable, List, Optional
 
 import pytest
 from conftest import Pair, key
 from sanlock_hosts import Cluster, Host
 
+from vmguard import gc, writers
 from vmguard.errors import BadRequest, Error, HostIdTaken, LeaseDamaged, SanlockDown, StoreBroken, StoreMoved
-from vmguard.leases import Note, _cluster, _files, _notes, client, slots
+from vmguard.leases import HostState, Lease, Note, Writer, _cluster, _files, _notes, client, slots
 from vmguard.leases._cluster import Elsewhere
 from vmguard.leases.device import layout, making
 from vmguard.leases.device import store as device_store
@@ -349,7 +351,97 @@ def test_damaged_leases_are_found_and_made_anew_on_order_alone(pair: Pair, ident
         pair.one.run(lambda: pair.store.reformat("../lockspace"))
     pair.one.run(lambda: pair.store.reformat(bad.name))
     assert pair.one.run(lambda: client.version(bad)) == 0
-    assert pair.store.notes(identity + "/bad") == (), "versions begin anew: an old note must not match one"
+    (left,) = pair.store.notes(identity + "/bad")
+    assert (left.host_id, left.lver, left.writer) == (0, 0, None), "versions begin anew: an old note must not match one"
+
+
+def test_who_wrote_before_a_lease_was_made_anew_is_not_known(pair: Pair, identity: str) -> None:
+    """Not: nobody did. A state that was saved long ago would be taken for the last word."""
+    lease = pair.one.run(lambda: pair.store.ensure(identity))
+    pair.store.write_note(NOTE._replace(identity=identity, writer=Writer(7, "u-u", "web", "one", 1.5), restored=("a",)))
+    garbled(lease)
+    this: Any = SimpleNamespace(store=pair.store, host_id=1, states={2: HostState(2, 4, "live")})
+    for _ in range(2):
+        pair.one.run(lambda: pair.store.reformat(lease.name))
+        want: Any = SimpleNamespace(claim=SimpleNamespace(identity=identity), lver=1)
+        assert writers._writer_before(want, this) is None
+        note = pair.store.note(identity)
+        assert note is not None and note.restored == ("a",), "used up they stay"
+        garbled(lease)
+        assert "no note says" in pair.one.run(lambda: gc._may_be_held(lease.name, this)), "it speaks of nobody"
+    pair.one.run(lambda: pair.store.reformat(lease.name))
+
+
+def garbled(place: Lease) -> None:
+    with open(place.path, "r+b") as file:
+        file.seek(place.offset)
+        file.write(b"\xff" * place.sector)
+
+
+@pytest.mark.parametrize("held", [slot for slot in slots.SUFFIXES if slot != "lease"])
+def test_what_is_whole_beside_a_damaged_lease_is_not_made_anew(pair: Pair, identity: str, held: str) -> None:
+    """A guest that has come runs on its ticket, and cannot get a damaged lease."""
+    lease = pair.one.run(lambda: pair.store.ensure(identity))
+    busy = pair.two.guest()
+    assert busy.call("acquire", pair.store.slot(identity, held), False) == 1
+    garbled(lease)
+    assert pair.one.run(lambda: pair.store.damaged_slots(lease.name)) == ("lease",)
+    pair.one.run(lambda: pair.store.reformat(lease.name))
+    assert pair.one.run(lambda: client.owners(pair.store.slot(identity, held)))[0].host_id == 2
+    assert pair.one.run(lambda: (client.version(lease), client.owners(lease))) == (0, ())
+
+
+def test_a_damaged_lease_that_this_host_holds_is_not_made_anew(pair: Pair, identity: str) -> None:
+    """For a guest whose record is lost: no note of another host, and no record, speaks of it."""
+    lease = pair.one.run(lambda: pair.store.ensure(identity))
+    busy = pair.one.guest()
+    assert busy.call("acquire", lease, False) == 1
+    garbled(lease)
+    this: Any = SimpleNamespace(store=pair.store, host_id=1, states={})
+    assert "this host holds it" in pair.one.run(lambda: gc._may_be_held(lease.name, this))
+    pair.one.run(lambda: pair.store.reformat(lease.name))
+
+
+def test_a_host_that_has_joined_anew_may_have_a_damaged_lease(pair: Pair, identity: str) -> None:
+    """Its sanlock here may know it by its earlier membership for as long as it takes to look at the hosts again."""
+    lease = pair.one.run(lambda: pair.store.ensure(identity))
+    garbled(lease)
+    for state, generation, held in (
+        ("live", 3, False), ("live", 4, True), ("live", 5, True), ("free", 4, False), ("free", 5, True), ("dead", 5, True),
+    ):  # fmt: skip
+        this: Any = SimpleNamespace(store=pair.store, host_id=1, states={2: HostState(2, 4, state)})
+        pair.store.write_note(NOTE._replace(identity=identity, host_id=2, generation=generation))
+        assert bool(pair.one.run(lambda: gc._may_be_held(lease.name, this))) == held  # noqa: B023
+    pair.one.run(lambda: pair.store.reformat(lease.name))
+
+
+@pytest.mark.parametrize(
+    ("size", "damaged"),
+    [(512, ("lease", "ticket", "drain")), (ALIGN // 2, ("lease", "ticket", "drain")), (3 * ALIGN - 1, ("drain",))],
+)
+def test_what_was_cut_off_is_damaged(directory: Pair, identity: str, size: int, damaged: Any) -> None:
+    lease = directory.one.run(lambda: directory.store.ensure(identity))
+    os.truncate(lease.path, size)
+    assert directory.one.run(lambda: directory.store.damaged_slots(lease.name)) == damaged
+    directory.one.run(lambda: directory.store.reformat(lease.name))
+    assert os.stat(lease.path).st_size == 3 * ALIGN
+    assert directory.one.run(lambda: directory.store.damaged_slots(lease.name)) == ()
+
+
+def test_who_may_have_a_damaged_ticket_is_asked_first(pair: Pair, identity: str) -> None:
+    """The note beside the lease is that of its source, which has left."""
+    lease = pair.one.run(lambda: pair.store.ensure(identity))
+    note = NOTE._replace(identity=identity, host_id=3, domain="web")
+    pair.store.write_note(note)
+    states = {2: HostState(2, 1, "live")}
+    this: Any = SimpleNamespace(store=pair.store, host_id=1, states=states)
+    garbled(lease)
+    assert pair.one.run(lambda: gc._may_be_held(lease.name, this)) == ""
+    pair.store.write_note(note._replace(slot="ticket", host_id=2, host="two"))
+    assert pair.one.run(lambda: gc._may_be_held(lease.name, this)) == "", "its ticket can be read, and is left alone"
+    garbled(slots.ticket(lease))
+    assert pair.one.run(lambda: gc._may_be_held(lease.name, this)).startswith("two had it last")
+    pair.one.run(lambda: pair.store.reformat(lease.name))
 
 
 # -- leftovers ---------------------------------------------------------------------------------------------------------
@@ -430,6 +522,8 @@ def test_shared_notes_of_two_hosts_stand_side_by_side(pair: Pair, identity: str)
         {"since": "now"},
         {"mode": "mine"},
         {"identity": "another"},
+        {"identity": "\ud800"},
+        {"path": "/\udfff"},
         {"domain": ["x"]},
     ],
     ids=lambda content: str(content)[:20],

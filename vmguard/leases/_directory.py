@@ -153,12 +153,11 @@ class DirectoryStore(Store):
         with self._open("leases") as fd:
             return sorted(entry for entry in os.listdir(fd) if _NAME.fullmatch(entry))
 
-    def _whole(self, name: str) -> bool:
-        path = self.lease_path(name)
+    def _whole(self, place: Lease) -> bool:
         try:
-            return os.stat(path).st_size >= slots.FILE_BYTES
+            return os.stat(place.path).st_size >= place.offset + slots.MiB
         except OSError as error:
-            raise _files.broken(path, error) from error
+            raise _files.broken(place.path, error) from error
 
     def forget(self, name: str) -> None:
         with self._open("leases") as fd:

@@ -68,7 +68,7 @@ def decode_note(data: bytes) -> Optional[Note]:
     strings["slot"] = strings["slot"] or "lease"
     numbers: Dict[str, Any] = {name: found.get(name) for name in _NUMBERS}
     since = number(found.get("since"))
-    if not all(isinstance(value, str) for value in strings.values()) or since is None:
+    if not all(_is_text(value) for value in strings.values()) or since is None:
         return None
     if not all(type(value) is int and 0 <= value < 1 << 64 for value in numbers.values()):
         return None
@@ -84,6 +84,17 @@ def decode_note(data: bytes) -> Optional[Note]:
         restored=marks,
         disks=_pairs(found.get("disks")),
     )
+
+
+def _is_text(found: Any) -> bool:
+    """A string that has come from bytes: JSON can also have halves of characters, which can become none again."""
+    if not isinstance(found, str):
+        return False
+    try:
+        found.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _pairs(found: Any) -> Tuple[Tuple[str, str], ...]:

@@ -9,9 +9,11 @@ There are two kinds, a directory (_directory.py) and a block device (device/). N
 
 import os
 import stat
+import time
 
 from vmguard._light import sha256
 from vmguard._typing import Iterable, List, Optional, Tuple
+from vmguard.claims import Mode
 from vmguard.errors import BadRequest, LeaseDamaged, StoreBroken, StoreMoved
 from vmguard.leases import Lease, Note, _cluster, client, slots
 from vmguard.leases._cluster import Cluster, Elsewhere
@@ -199,34 +201,47 @@ class Store(HostIds):
 
         Raises StoreBroken, SanlockDown, SanlockFailed.
         """
-        return tuple(name for name in self.lease_names() if self._is_damaged(name))
+        return tuple(name for name in self.lease_names() if self.damaged_slots(name))
 
-    def _is_damaged(self, name: str) -> bool:
+    def damaged_slots(self, name: str) -> Tuple[str, ...]:
+        """Which of the three leases of this name are damaged: "lease", "ticket", "drain". Raises as `damaged`."""
+        return tuple(
+            slot for slot, place in zip(slots.SUFFIXES, slots.of(self._place(name))) if self._is_damaged(place)
+        )
+
+    def _is_damaged(self, place: Lease) -> bool:
         try:
-            for slot in slots.of(self._place(name)):
-                client.version(slot)
-            return not self._whole(name)
+            client.version(place)
+            return not self._whole(place)
         except LeaseDamaged:
             return True
 
-    def _whole(self, name: str) -> bool:
+    def _whole(self, place: Lease) -> bool:
         """Whether all is there that sanlock reads no further to tell the version."""
         return True
 
     def reformat(self, name: str) -> None:
         """
-        Make a damaged lease a free one. The caller has proven that no host can be holding it.
+        Make what is damaged of a lease, its ticket and its drain mark free. The caller has proven that no host can be holding
+        that; what is not damaged may be held, and stays as it is.
 
-        Its notes go first: versions start from 0 again, and an old note must not match. Raises BadRequest for a lease
-        that is not damaged or not there, StoreBroken, SanlockDown, SanlockFailed.
+        Its notes go first: versions start from 0 again, and an old note must not match. One of version 0 takes their place:
+        without, the next who has the lease would be the first who ever wrote. Raises BadRequest for a lease that is not damaged
+        or not there, StoreBroken, SanlockDown, SanlockFailed.
         """
         if name not in self.lease_names():
             raise BadRequest(f"the store has no lease {name}")
-        if not self._is_damaged(name):
+        damaged = self.damaged_slots(name)
+        if not damaged:
             raise BadRequest(f"the lease {name} is not damaged")
+        identity = self.identity_of(name)
+        before = self.note(identity) if identity is not None else None
         self.forget(name)
-        for slot in slots.of(self._place(name)):
-            client.format_lease(slot)
+        if identity is not None:
+            mode, restored = Mode.EXCLUSIVE.value, before.restored if before is not None else ()
+            self.write_note(Note(identity, mode, 0, 0, 0, "", "", "", "", time.time(), restored=restored))
+        for slot in damaged:
+            client.format_lease(self.lease_of_name(name + slots.SUFFIXES[slot]))
 
     def forget(self, name: str) -> None:
         """Drop the notes beside a lease, which is there. Raises StoreBroken."""

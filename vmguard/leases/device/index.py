@@ -150,9 +150,7 @@ class Index:
             for slot in slots.of(self.lease_at(name, number)):
                 client.format_lease(slot)
             self.say_what_for(number, what_for)
-            # If sanlock has taken the lease away from us, it is too late to make it visible.
-            if self.guard().name not in connection.held(self.lockspace):
-                raise NotJoined(self.lockspace, joining=False)
+            self._see_alone(connection)  # else it is too late to make it visible
             self._set(free, entry._replace(state=READY))
             self._known[name] = number
             return number
@@ -177,6 +175,14 @@ class Index:
                     connection.release(place)
                 except SanlockFailed:
                     pass  # it goes with the connection
+
+    def _see_alone(self, connection: client.Connection) -> None:
+        """
+        Raises NotJoined or SanlockDown where the lease has been taken away from us: others may be at it by now, and what we have
+        read is of the past.
+        """
+        if self.guard().name not in connection.held(self.lockspace):
+            raise NotJoined(self.lockspace, joining=False)
 
     def _no(self, error: SanlockFailed, late: bool) -> None:
         """What it means that the lease could not be had; returns if it is to be tried again."""
@@ -296,9 +302,10 @@ class Index:
         """Give such places free again. Raises StoreBroken, NotJoined, SanlockDown, SanlockFailed."""
         if not self.spoilt(over):
             return []
-        with self.alone():
+        with self.alone() as connection:
             found = self.spoilt(over)
             for one in found:
+                self._see_alone(connection)
                 # Nobody ever saw these leases: the entry was never READY.
                 # The last one first: whoever dies here leaves what looks half made.
                 begin = layout.place(one.entry.place)
@@ -315,7 +322,7 @@ class Index:
         where it is not clear which place is a lease's, StoreBroken where this host may not see all of them, and what `alone`
         raises.
         """
-        with self.alone():
+        with self.alone() as connection:
             found, damaged = self.everything()
             if not damaged:
                 return
@@ -333,10 +340,11 @@ class Index:
             added = set()
             for name, places in lost.items():
                 # One place is the lease's, on others somebody may have died: those nobody ever acquired.
-                if sorted(places)[-2:-1] > [(1, 0)]:
+                if sorted(places)[-2:-1] >= [(1, 0)]:
                     raise LeaseDamaged(self.path, name, -errno.EUCLEAN)
                 where = self._put(Entry(name, max(places)[1], READY), pieces, set(damaged))
                 added.add(where)
+            self._see_alone(connection)  # to look at every place can take minutes
             # What goes into a whole piece first: it may have been in a damaged one, which is then written without it.
             for bucket, piece in sorted(added - set(damaged)):
                 self._write_piece(bucket, piece, pieces[bucket, piece])
