@@ -13,7 +13,7 @@ import shutil
 import sys
 import threading
 from contextlib import contextmanager
-from typing import Iterator, List, Sequence
+from typing import Iterator, List, Sequence, TypeVar
 
 import pytest
 
@@ -71,19 +71,30 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
         report.sections.append(("logs of the nodes", folder))
 
 
+Anyone = TypeVar("Anyone", bound=Guarded)
+
+
+@contextmanager
+def running(request: pytest.FixtureRequest, made: Anyone) -> Iterator[Anyone]:
+    """A cluster that runs, and whose logs are kept when a test fails."""
+    others = getattr(request.session, "vmguard_cluster", None)
+    request.session.vmguard_cluster = made  # type: ignore[attr-defined]
+    try:
+        made.prepare()
+        yield made
+    finally:
+        made.destroy()
+        request.session.vmguard_cluster = others  # type: ignore[attr-defined]
+
+
 @pytest.fixture(scope="session")
 def cluster(request: pytest.FixtureRequest) -> Iterator[Guarded]:
     """Two guarded nodes that run."""
     nodes.sweep()
-    made = Guarded("kept" if KEEP else "guarded", kept=KEEP)
-    request.session.vmguard_cluster = made  # type: ignore[attr-defined]
-    try:
-        made.prepare()
+    with running(request, Guarded("kept" if KEEP else "guarded", kept=KEEP)) as made:
         if KEEP:  # of a run that was killed
             each(made.hosts, Node.remove_all_guests)
         yield made
-    finally:
-        made.destroy()
 
 
 def rest(cluster: Guarded) -> Iterator[Guarded]:
@@ -145,16 +156,21 @@ class Volumes:
         return self.cluster.volume(name, megabytes, content, options, shared)
 
 
-@pytest.fixture
-def volumes(rested: Guarded) -> Iterator[Volumes]:
-    made = Volumes(rested)
+def volumes_of(cluster: Guarded) -> Iterator[Volumes]:
+    """Volumes for one test; then its guests go, and they."""
+    made = Volumes(cluster)
     yield made
-    for node in rested.hosts:
+    for node in cluster.hosts:
         if not node.is_on():
-            rested.recover(node)
+            cluster.recover(node)
         node.remove_all_guests()
     if made.names:
-        rested.remove(*reversed(made.names))
+        cluster.remove(*reversed(made.names))
+
+
+@pytest.fixture
+def volumes(rested: Guarded) -> Iterator[Volumes]:
+    yield from volumes_of(rested)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, Set
 
 import pytest
+from conftest import running
 from guarded import MOUNT, STORE, Guarded
 from guests import Disk, guest
 from hosts import PROJECT, eventually
@@ -28,13 +29,8 @@ class Fresh(Guarded):
 
 @pytest.fixture(scope="module")
 def fresh(request: pytest.FixtureRequest) -> Iterator[Fresh]:
-    made = Fresh("fresh")
-    request.session.vmguard_cluster = made  # type: ignore[attr-defined]
-    try:
-        made.prepare()
+    with running(request, Fresh("fresh")) as made:
         yield made
-    finally:
-        made.destroy()
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Iterator, List
 
 import pytest
-from conftest import Volumes, counts, watched
+from conftest import Volumes, counts, running, volumes_of, watched
 from guarded import Guarded
 from guests import Disk, guest, witness
 from hosts import eventually, hook_words
@@ -26,25 +26,13 @@ class Three(Guarded):
 
 @pytest.fixture(scope="module")
 def three(request: pytest.FixtureRequest) -> Iterator[Three]:
-    made, others = Three("three"), getattr(request.session, "vmguard_cluster", None)
-    request.session.vmguard_cluster = made  # type: ignore[attr-defined]
-    try:
-        made.prepare()
+    with running(request, Three("three")) as made:
         yield made
-    finally:
-        made.destroy()
-        request.session.vmguard_cluster = others  # type: ignore[attr-defined]
 
 
 @pytest.fixture
 def volumes(three: Three) -> Iterator[Volumes]:
-    made = Volumes(three)
-    yield made
-    for node in three.hosts:
-        if not node.is_on():
-            three.recover(node)
-        node.remove_all_guests()
-    three.remove(*reversed(made.names))
+    yield from volumes_of(three)
 
 
 def test_a_third_node_attacks_a_migration(three: Three, volumes: Volumes) -> None:
