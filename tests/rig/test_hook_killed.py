@@ -27,9 +27,11 @@ def hook_processes(host: Host, operation: str) -> List[int]:
 
 
 def kill_hook(host: Host, operation: str, milliseconds: int, last: bool) -> bool:
-    """Wait for the hook, wait so long, kill it: its first process, or its last; whether it was still there."""
+    """
+    Wait for the hook, wait so long, kill it: its first process, or its last; whether it was still there. On a busy machine one
+    comes and goes between two looks.
+    """
     end = time.monotonic() + 10
-    folder = host.path("/proc")
     while time.monotonic() < end:
         pids = hook_processes(host, operation)
         if pids:
@@ -39,7 +41,7 @@ def kill_hook(host: Host, operation: str, milliseconds: int, last: bool) -> bool
                 return False
             host.run("/bin/kill", "-KILL", str(pids[-1] if last else pids[0]), check=False)
             return True
-    raise AssertionError(f"{host}: no hook was seen in {folder}")
+    return False
 
 
 @pytest.mark.parametrize("victim", ["hook", "worker"])
@@ -75,15 +77,17 @@ def test_killed_in_a_prepare_that_refuses(victim: str, node1: Host, node2: Host,
     holder = guest("holder", [disk])
     node2.start(holder)
     held = sorted(node2.leases())
+    died = 0
     for milliseconds in DELAYS:
         web = guest("web", [free, disk])
         starting = node1.spawn("virsh", "-q", "create", "/dev/stdin", stdin=web.xml)
-        kill_hook(node1, "prepare", milliseconds, last=victim == "worker")
+        died += kill_hook(node1, "prepare", milliseconds, last=victim == "worker")
         starting.communicate()
         assert not node1.runs(web), f"after {milliseconds} ms: two owners"
         assert sorted(node2.leases()) == held, f"after {milliseconds} ms"
         assert "holder" in node1.refused(guest("thief", [disk])), f"after {milliseconds} ms"
         assert_at_rest(node1, milliseconds)
+    assert died > len(DELAYS) // 4, "the hook was hardly ever there to be killed"
     beside = guest("beside", [free])
     node2.start(beside)
 
@@ -92,11 +96,12 @@ def test_killed_in_a_prepare_that_refuses(victim: str, node1: Host, node2: Host,
 def test_killed_later(operation: str, node1: Host, node2: Host, images: Images) -> None:
     """At the handing over to QEMU the guest runs on and is guarded; at the giving back nothing is kept for ever."""
     disk, iso = images.raw("web.img"), images.raw("tools.iso")
+    died = 0
     for milliseconds in DELAYS[:: 2 if STEP < 8 else 1]:
         web, other = guest("web", [disk, Disk(iso, readonly=True)]), guest("other", [disk])
         if operation == "started":
             starting = node1.spawn("virsh", "-q", "create", "/dev/stdin", stdin=web.xml)
-            kill_hook(node1, "started", milliseconds, last=False)
+            died += kill_hook(node1, "started", milliseconds, last=False)
             starting.communicate()
             if node1.runs(web):
                 assert "web" in node2.refused(other), f"after {milliseconds} ms: two owners"
@@ -104,7 +109,7 @@ def test_killed_later(operation: str, node1: Host, node2: Host, images: Images) 
         else:
             node1.start(web)
             stopping = node1.spawn("virsh", "-q", "destroy", web.uuid)
-            kill_hook(node1, "release", milliseconds, last=False)
+            died += kill_hook(node1, "release", milliseconds, last=False)
             stopping.communicate()
         node1.vmguard("gc")
         for it in (other, guest("writer", [iso])):
@@ -112,6 +117,7 @@ def test_killed_later(operation: str, node1: Host, node2: Host, images: Images) 
             assert not done.status, f"after {milliseconds} ms, not mended by gc:\n{done.err}"
         node2.remove_all_guests()
         assert_at_rest(node1, milliseconds)
+    assert died, "the hook was never there to be killed"
 
 
 def assert_at_rest(host: Host, milliseconds: int) -> None:
