@@ -50,6 +50,7 @@ SAMPLES = [
     errors.Late(20, "waiting for the lock of this host"),
     errors.Misconfigured("vmguard.conf", "mode = perhaps", "write enforce, audit or off"),
     errors.HostIdTaken(1, "/store", "node1", live=True),
+    errors.NotYet("guests are just being started on this host: web", "run this again in a moment"),
 ]
 
 
