@@ -25,6 +25,15 @@ def plain(name: str) -> str:
     return "".join(_shown(character) for character in name)
 
 
+def encodable(text: str) -> bool:
+    """Whether a text is one of bytes: half of a surrogate pair, which JSON may have by its number, stands for none."""
+    try:
+        text.encode("utf-8", "surrogateescape")
+    except UnicodeError:
+        return False
+    return True
+
+
 def _shown(character: str) -> str:
     if character == "\\":
         return "\\\\"

@@ -9,6 +9,7 @@ from vmguard._typing import Any, Dict, NamedTuple, Optional, Tuple
 from vmguard.claims import Mode
 from vmguard.leases import Note, Writer
 from vmguard.leases.slots import SUFFIXES
+from vmguard.text import encodable
 
 FORMAT = 1
 
@@ -68,7 +69,7 @@ def decode_note(data: bytes) -> Optional[Note]:
     strings["slot"] = strings["slot"] or "lease"
     numbers: Dict[str, Any] = {name: found.get(name) for name in _NUMBERS}
     since = number(found.get("since"))
-    if not all(_is_text(value) for value in strings.values()) or since is None:
+    if not all(isinstance(value, str) and encodable(value) for value in strings.values()) or since is None:
         return None
     if not all(type(value) is int and 0 <= value < 1 << 64 for value in numbers.values()):
         return None
@@ -84,17 +85,6 @@ def decode_note(data: bytes) -> Optional[Note]:
         restored=marks,
         disks=_pairs(found.get("disks")),
     )
-
-
-def _is_text(found: Any) -> bool:
-    """A string that has come from bytes: JSON can also have halves of characters, which can become none again."""
-    if not isinstance(found, str):
-        return False
-    try:
-        found.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _pairs(found: Any) -> Tuple[Tuple[str, str], ...]:

@@ -7,7 +7,7 @@ from vmguard._light import json, re
 from vmguard._typing import Any, Dict, List, NamedTuple, Optional, Tuple
 from vmguard.domain import HostPath, Location, NetworkVolume, NvmeNamespace
 from vmguard.errors import Unresolvable
-from vmguard.storage.host import encodable
+from vmguard.text import encodable
 
 _JSON_DEPTH = 32
 # Drivers that pass on what lies in their "file" (or "image") child.

@@ -216,15 +216,6 @@ def check_path(path: str) -> None:
         raise Unresolvable(path, "it is not an absolute path" if path else "the path is empty")
 
 
-def encodable(text: str) -> bool:
-    """Whether a text is one of bytes: half of a surrogate pair, which JSON may have by its number, stands for none."""
-    try:
-        text.encode("utf-8", "surrogateescape")
-    except UnicodeError:
-        return False
-    return True
-
-
 def plain(text: str) -> str:
     """Any text as printable ASCII without blanks, reversibly: what else is in it becomes %XX."""
     data = text.encode("utf-8", "surrogateescape")

@@ -11,7 +11,8 @@ from vmguard._typing import Optional, Tuple
 from vmguard.domain import NetworkVolume
 from vmguard.errors import Unresolvable
 from vmguard.storage import Storage, block
-from vmguard.storage.host import Host, encodable, plain
+from vmguard.storage.host import Host, plain
+from vmguard.text import encodable
 
 _READ_ONLY = ("http", "https", "ftp", "ftps", "tftp")  # QEMU's curl driver has no write; tftp is for boot loaders
 _NBD_PORT = "10809"  # IANA
