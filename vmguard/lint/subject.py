@@ -60,6 +60,10 @@ class Subject(Definition):
             self._storages[use.what] = looking.storages(use, site.facts)
         return self._storages[use.what]
 
+    def about(self, rule: Rule, part: Part, text: str, remedy: str, unread: bool = False) -> Finding:
+        """A finding about one use, at the place where its source is named."""
+        return self.finding(rule, part.use.what, source_of(self, part.use.line), text, remedy, unread=unread)
+
     def live_disks(self, site: Site) -> Iterator[Tuple[Disk, Storage]]:
         """The disks that were found on this host, with what they are."""
         for disk in self.disks:

@@ -3,7 +3,6 @@
 
 from typing import Iterator
 
-from vmguard.lint.doubles import source_of
 from vmguard.lint.findings import Finding, Needs, Rule, Severity
 from vmguard.lint.looking import header_trouble, unresolved
 from vmguard.lint.site import Site
@@ -25,10 +24,9 @@ def check(one: Subject, site: Site) -> Iterator[Finding]:
     for part in one.parts:
         error = unresolved(part)
         if error is not None and header_trouble(part) is None:  # VMG402
-            yield one.finding(
+            yield one.about(
                 RULE,
-                part.use.what,
-                source_of(one, part.use.line),
+                part,
                 f"{part.use.what} cannot be found out: {plain(error.path)}: {plain(error.why)}",
                 "make it available on this host, or correct the path; for definitions of another host use --offline",
                 unread=True,

@@ -4,7 +4,7 @@
 from typing import Iterator
 
 from vmguard.errors import Unguardable
-from vmguard.lint.doubles import Guest, source_of
+from vmguard.lint.doubles import Guest
 from vmguard.lint.findings import Finding, Needs, Rule, Severity
 from vmguard.lint.looking import Part
 from vmguard.lint.site import Site
@@ -33,9 +33,7 @@ def check(one: Subject, site: Site) -> Iterator[Finding]:
             instead = (
                 f"name {plain(error.instead)} instead" if error.instead else "name a volume that LVM shows by itself"
             )
-            yield one.finding(
-                RULE, part.use.what, source_of(one, part.use.line), f"{part.use.what}: {plain(error.why)}", instead
-            )
+            yield one.about(RULE, part, f"{part.use.what}: {plain(error.why)}", instead)
 
 
 def compare(guest: Guest, meeting: Meeting) -> Iterator[Finding]:

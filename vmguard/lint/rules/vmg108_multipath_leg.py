@@ -3,7 +3,6 @@
 
 from typing import Iterator
 
-from vmguard.lint.doubles import source_of
 from vmguard.lint.findings import Finding, Needs, Rule, Severity
 from vmguard.lint.looking import is_leg
 from vmguard.lint.site import Site
@@ -20,10 +19,9 @@ def check(one: Subject, site: Site) -> Iterator[Finding]:
     for part in one.parts:
         storage = next(filter(is_leg, one.storages(part.use, site)), None)
         if storage is not None:
-            yield one.finding(
+            yield one.about(
                 RULE,
-                part.use.what,
-                source_of(one, part.use.line),
+                part,
                 f"{part.use.what}: {plain(storage.not_writable or '')}",
                 f"name {plain(storage.instead or 'the map')} instead",
             )

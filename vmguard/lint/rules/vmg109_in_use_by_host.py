@@ -4,7 +4,6 @@
 from typing import Iterator
 
 from vmguard.errors import UsedByHost
-from vmguard.lint.doubles import source_of
 from vmguard.lint.findings import Finding, Needs, Rule, Severity
 from vmguard.lint.site import Site
 from vmguard.lint.store import writes_store
@@ -18,10 +17,9 @@ def check(one: Subject, site: Site) -> Iterator[Finding]:
     """Mounted, swapped to, held by md, LVM or another map."""
     for part in one.parts:
         if isinstance(part.error, UsedByHost) and not writes_store(one, part, site):
-            yield one.finding(
+            yield one.about(
                 RULE,
-                part.use.what,
-                source_of(one, part.use.line),
+                part,
                 f"{part.use.what} is in use by this host itself: {plain(part.error.how)}",
                 "unmount or deactivate it on this host, or give the guest another disk",
             )

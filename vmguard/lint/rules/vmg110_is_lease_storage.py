@@ -4,7 +4,6 @@
 from typing import Iterator
 
 from vmguard.errors import Unguardable
-from vmguard.lint.doubles import source_of
 from vmguard.lint.findings import Finding, Needs, Rule, Severity
 from vmguard.lint.site import Site
 from vmguard.lint.store import writes_store
@@ -19,10 +18,9 @@ def check(one: Subject, site: Site) -> Iterator[Finding]:
     """A file in the store, a device under it, or the volume where lvmlockd keeps its locks."""
     for part in one.parts:
         if writes_store(one, part, site) or _is_lvmlock(part.error):
-            yield one.finding(
+            yield one.about(
                 RULE,
-                part.use.what,
-                source_of(one, part.use.line),
+                part,
                 f"{part.use.what} is storage of the leases: a guest that writes it takes the protection of all",
                 "give the guest another disk",
             )

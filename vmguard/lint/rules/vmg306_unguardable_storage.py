@@ -5,7 +5,6 @@ from typing import Iterator
 
 from vmguard.domain import Access
 from vmguard.errors import Unguardable
-from vmguard.lint.doubles import source_of
 from vmguard.lint.findings import Finding, Needs, Rule, Severity
 from vmguard.lint.looking import is_leg
 from vmguard.lint.site import Site
@@ -32,6 +31,4 @@ def check(one: Subject, site: Site) -> Iterator[Finding]:
         if any(storage.identity.startswith("lvm:") or is_leg(storage) for storage in found):
             continue  # VMG106 and VMG110, VMG108
         instead = f"name {plain(error.instead)} instead" if error.instead else "move it to other storage"
-        yield one.finding(
-            RULE, part.use.what, source_of(one, part.use.line), f"{part.use.what}: {plain(error.why)}", instead
-        )
+        yield one.about(RULE, part, f"{part.use.what}: {plain(error.why)}", instead)

@@ -4,7 +4,6 @@
 from typing import Iterator
 
 from vmguard.lint.document import within
-from vmguard.lint.doubles import source_of
 from vmguard.lint.findings import Finding, Needs, Rule, Severity
 from vmguard.lint.images import header_format
 from vmguard.lint.looking import header_trouble
@@ -42,10 +41,9 @@ def check(one: Subject, site: Site) -> Iterator[Finding]:
     for part in one.parts:
         error = header_trouble(part)
         if error is not None and part.use.what not in said:
-            yield one.finding(
+            yield one.about(
                 RULE,
-                part.use.what,
-                source_of(one, part.use.line),
+                part,
                 f"{part.use.what}: {plain(error.why)}",
                 "say the format that it has (`qemu-img info` shows which)",
             )
