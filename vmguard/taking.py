@@ -360,6 +360,9 @@ def _cover(want: Want, source: Source, this: Here, connection: client.Connection
         hosts = {owner[0] for owner, _ in _owners(claim.identity, "drain", this)}
         return bool(hosts - {source.host_id, this.host_id})
 
+    def freed_leftover() -> bool:
+        return any(free_leftover(place, claim, this, connection) for place in (ticket, lease))
+
     end_of_patience = time.monotonic() + PATIENCE
     while True:
         has_lease, has_ticket = whose("lease"), whose("ticket")
@@ -381,9 +384,7 @@ def _cover(want: Want, source: Source, this: Here, connection: client.Connection
                 connection.release(lease, shared=shared)
         except SanlockFailed as error:
             code = error.code
-            if code in ORPHAN_HERE and (
-                free_leftover(ticket, claim, this, connection) or free_leftover(lease, claim, this, connection)
-            ):
+            if code in ORPHAN_HERE and freed_leftover():
                 continue
         if code not in OWNED | OWNER_SILENT | MOMENT | {0}:
             raise _meaning(code, claim, lease, [], this)
@@ -395,9 +396,7 @@ def _cover(want: Want, source: Source, this: Here, connection: client.Connection
             if slot != "drain" or holder.host_id not in (source.host_id, this.host_id)
         ]
         # No record of this host wants it: we would not have come here.
-        if any(holder.host_id == this.host_id for holder in holders) and (
-            free_leftover(ticket, claim, this, connection) or free_leftover(lease, claim, this, connection)
-        ):
+        if any(holder.host_id == this.host_id for holder in holders) and freed_leftover():
             continue
         strangers = [
             holder
