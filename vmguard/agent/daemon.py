@@ -237,17 +237,12 @@ class Agent:
             self._begin(self._look(chosen, self._config))
 
     async def _swept(self, seconds: float) -> None:
-        left = True
-
-        def heard(message: work.Message) -> None:
-            nonlocal left
-            left = message.get("left", left)
-
+        found: List[work.Message] = []
         try:
-            await work.child(looking.sweep, seconds, heard)
+            await work.child(looking.sweep, seconds, found.append)
         finally:
             # sanlock or the store do not answer: what killed the guest, perhaps. No hook may be called here for days.
-            if left and self._sweep is None:
+            if all(message.get("left", True) for message in found) and self._sweep is None:
                 self._sweep = time.monotonic() + _SWEPT_AGAIN
                 self._woken.set()
 
