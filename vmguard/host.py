@@ -34,7 +34,6 @@ class Qemu(NamedTuple):
     uuid: str  # lower case; empty where its arguments name none
     name: str  # empty likewise
     incoming: bool  # it was started to receive a guest; stays so after it has
-    args: Tuple[str, ...]
 
 
 def read(path: str) -> Optional[bytes]:
@@ -245,7 +244,7 @@ def qemu(pid: int) -> Optional[Qemu]:
     if not names or one is None or _only_cleans_up(pid):
         return None
     incoming = any(argument in ("-incoming", "--incoming") for argument in arguments)
-    return Qemu(one, names[0], names[1], incoming, arguments)
+    return Qemu(one, names[0], names[1], incoming)
 
 
 def _only_cleans_up(pid: int) -> bool:

@@ -177,7 +177,7 @@ def test_a_look_that_could_not_begin_is_made_up_for(tmp_path: Path, monkeypatch:
 
     async def look() -> None:
         agent = daemon.Agent()
-        all_ = [guests.Guest(Qemu(Process(number, 1), f"u{number}", "web", False, ())) for number in (1, 2)]
+        all_ = [guests.Guest(Qemu(Process(number, 1), f"u{number}", "web", False)) for number in (1, 2)]
         for guest in all_:
             guest.due = None
         agent._begin(agent._look(all_, config))
@@ -235,7 +235,7 @@ def test_one_that_hangs_keeps_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyP
             found = host.process(process.pid)
             assert found is not None
             name = "fine" if number == 29 else f"hangs{number}"
-            agent.guests.by_pid[process.pid] = guests.Guest(Qemu(found, f"u{number}", name, False, ()))
+            agent.guests.by_pid[process.pid] = guests.Guest(Qemu(found, f"u{number}", name, False))
         (fine,) = agent.guests.of_name("fine")
         fine.due = None
         await agent._look_at_those_due()
@@ -481,7 +481,7 @@ def state(*objects: Opened, defined: Any = (), verdict: Verdict = Verdict.CLAIME
     found = Findings(tuple(Finding(one, verdict) for one in objects))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(looking, "_defined", lambda _: known)
-        return looking._compared(found, Qemu(Process(1, 1), UUID, "web", False, ()))
+        return looking._compared(found, Qemu(Process(1, 1), UUID, "web", False))
 
 
 def test_spare_is_what_nothing_needs() -> None:
@@ -515,17 +515,17 @@ def test_only_libvirts_own_process_is_what_the_status_file_says(tmp_path: Path, 
     monkeypatch.setattr(libvirtstate, "STATUS", str(tmp_path / "libvirt"))
     status_file(tmp_path / "libvirt", "web", 7)
     status_file(tmp_path / "user", "s", 8)
-    known = looking._defined(Qemu(Process(7, 1), UUID, "web", False, ()))
+    known = looking._defined(Qemu(Process(7, 1), UUID, "web", False))
     assert known is not None and any(one.path == "/etc/hostname" for one in known.values())
     for pid, name in ((8, "web"), (8, "../user/s"), (8, ""), (8, str(tmp_path / "user" / "s"))):
-        assert looking._defined(Qemu(Process(pid, 1), UUID, name, False, ())) is None, name
+        assert looking._defined(Qemu(Process(pid, 1), UUID, name, False)) is None, name
         assert libvirtstate.of(name, 8) is None
     assert libvirtstate.pid_of("web", UUID) == 7 and libvirtstate.pid_of("web", UUID[:-1] + "6") is None
 
 
 def test_leases_are_for_the_qemu_that_libvirt_has_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(libvirtstate, "STATUS", str(tmp_path / "libvirt"))
-    there = [Qemu(Process(pid, start), UUID, "web", False, ()) for pid, start in ((5, 500), (7, 700), (9, 900))]
+    there = [Qemu(Process(pid, start), UUID, "web", False) for pid, start in ((5, 500), (7, 700), (9, 900))]
     monkeypatch.setattr(host, "qemu_processes", lambda: tuple(there))
     assert owning.chosen("web", UUID) == Process(9, 900), "libvirt has not written it down: the last one"
     status_file(tmp_path / "libvirt", "web", 7)
@@ -554,7 +554,7 @@ def test_a_path_of_the_definition_is_not_believed() -> None:
 def test_nothing_is_done_where_nothing_is_guarded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("CONFIG", "CONFIG_DIR", "STATE", "RUN"):
         monkeypatch.setattr(paths, name, str(tmp_path / name))
-    assert looking.look_at(Qemu(Process(1, 1), UUID, "web", False, ()), (), 0.0, 0.0).word == "calm"
+    assert looking.look_at(Qemu(Process(1, 1), UUID, "web", False), (), 0.0, 0.0).word == "calm"
 
 
 def test_a_look_that_cannot_be_made_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -562,12 +562,12 @@ def test_a_look_that_cannot_be_made_says_so(monkeypatch: pytest.MonkeyPatch) -> 
         raise CannotTell()
 
     monkeypatch.setattr(looking, "load", broken)
-    seen = looking.look_at(Qemu(Process(1, 1), UUID, "web", False, ()), (), 0.0, 0.0)
+    seen = looking.look_at(Qemu(Process(1, 1), UUID, "web", False), (), 0.0, 0.0)
     assert seen.word == "trouble" and seen.again and seen.told[0][0] == "not-inspected"
 
 
 def test_messages_come_back() -> None:
-    qemu = Qemu(Process(7, 8), UUID, "web", False, ())
+    qemu = Qemu(Process(7, 8), UUID, "web", False)
     seen = looking.Seen("conflict", 2.0, (("alarm", "x", {"a": 1}),), (("surprise", "y", {}),), ({"path": "/x"},), ("i",))
     process, back = looking.from_message(looking.as_message(qemu, seen))
     assert process == qemu.process and back == seen
@@ -698,7 +698,7 @@ def test_what_is_contained_is_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(agent, "_begin", lambda what: (what.close(), acted.append(what)))
         found = host.process(process.pid)
         assert found is not None
-        guest = guests.Guest(Qemu(found, UUID, "web", False, ()))
+        guest = guests.Guest(Qemu(found, UUID, "web", False))
         agent._conflict(guest, seen, config)
         guest.acting, guest.acted = False, True
         os.kill(process.pid, signal.SIGSTOP)

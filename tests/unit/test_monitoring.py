@@ -39,7 +39,7 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(paths, "RUN", str(tmp_path / "run"))
     monkeypatch.setattr(paths, "LOG", str(tmp_path / "log"))
     (tmp_path / "run").mkdir()
-    qemu = host.Qemu(host.Process(1, 1), "u1", "web", False, ())
+    qemu = host.Qemu(host.Process(1, 1), "u1", "web", False)
     monkeypatch.setattr(host, "qemu_processes", lambda: (qemu,))
     return tmp_path
 

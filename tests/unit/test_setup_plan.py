@@ -385,7 +385,7 @@ def test_a_daemon_that_was_told_of_a_hook_that_went_away(machine: Machine, monke
 
 
 def test_guests_that_run_already_get_their_leases(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    running = host.Qemu(host.Process(1, 1), "u-u-i-d", "web", False, ())
+    running = host.Qemu(host.Process(1, 1), "u-u-i-d", "web", False)
     by_hand = running._replace(uuid="other", name="by-hand")
     monkeypatch.setattr(libvirtstate, "pid_of", lambda name, uuid: 1 if (name, uuid) == ("web", "u-u-i-d") else None)
     monkeypatch.setattr(host, "qemu_processes", lambda: (running, by_hand))

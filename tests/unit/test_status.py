@@ -87,7 +87,7 @@ def test_what_a_process_calls_itself_goes_to_no_terminal(
     """Any user can start a process with QEMU's arguments; bytes that are no text must not keep the others from being shown."""
     monkeypatch.setattr(paths, "RUN", str(tmp_path))
     names = ("\x1b]0;owned\x07", "\udcff", "web")
-    found = tuple(host.Qemu(host.process(os.getpid()) or host.Process(0, 0), "", name, False, ()) for name in names)
+    found = tuple(host.Qemu(host.process(os.getpid()) or host.Process(0, 0), "", name, False) for name in names)
     monkeypatch.setattr(host, "qemu_processes", lambda: found)
     monkeypatch.setattr(verify, "open_files", lambda _pid: ())
     assert main(["verify"]) == 1
