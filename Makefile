@@ -84,12 +84,12 @@ rig: deps
 	$(PYTEST) $(SIDE_BY_SIDE) tests/rig
 
 # What `check` does in small: a thousand starts in contention on three hosts with random kills, 200 pairs of starts, an agent that
-# is killed a hundred times and one with 500 guests; all of it on a store on a block device, too. Half an hour and more.
+# is killed a hundred times, one with 500 guests and one with 100 of libvirt's; all of it on a store on a block device, too. Half an hour and more.
 # VMGUARD_RIG_SEED=N repeats the choices of a run.
 STRESS = test_stress.py test_storm.py test_agent_killed.py test_agent_load.py test_on_device.py
 stress: deps
 	VMGUARD_RIG_STARTS=$${VMGUARD_RIG_STARTS:-1000} VMGUARD_RIG_PAIRS=$${VMGUARD_RIG_PAIRS:-200} VMGUARD_RIG_SLOW=1 \
-	    VMGUARD_RIG_AGENT_KILLS=100 VMGUARD_RIG_AGENT_GUESTS=500 $(PYTEST) -s $(STRESS:%=tests/rig/%)
+	    VMGUARD_RIG_AGENT_KILLS=100 VMGUARD_RIG_AGENT_GUESTS=500 VMGUARD_RIG_AGENT_REAL=100 $(PYTEST) -s $(STRESS:%=tests/rig/%)
 
 # One or several tests: make cluster TESTS="-k renamed". VMGUARD_CLUSTER_KEEP=1 leaves the nodes running for the next time.
 TESTS =

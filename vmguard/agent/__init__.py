@@ -17,3 +17,8 @@ more, and stops a guest that has come to write what another one has.
 Nothing depends on it: leases are QEMU's and the host's, records are written before anything is taken, and whatever it leaves
 half done the next look or the next hook call mends.
 """
+
+import sys
+
+# asyncio loads OpenSSL where it can: 2 MiB of every host's memory for what is never used here. It can do without.
+sys.modules.setdefault("ssl", None)  # type: ignore[arg-type]

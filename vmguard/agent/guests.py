@@ -14,7 +14,7 @@ past our ears:
 
 import os
 import time
-from typing import Dict, Iterator, List, Optional, Set
+from typing import Dict, FrozenSet, Iterator, List, Optional
 
 from vmguard import host
 from vmguard.host import Process, Qemu
@@ -29,13 +29,18 @@ _BECOMES = 60.0
 class Guest:
     """A QEMU that runs, and what is known of the last look at it."""
 
+    __slots__ = (
+        *("qemu", "due", "noticed", "spare", "contested_since", "told"),
+        *("urgent", "busy", "acting", "acted", "_count", "_files"),
+    )
+
     def __init__(self, qemu: Qemu) -> None:
         self.qemu = qemu
         self.due: Optional[float] = 0.0  # when it is to be looked at, by the monotonic clock; None: when something changes
         self.noticed = time.monotonic()  # when what the next look is for was noticed
         self.spare: Dict[str, float] = {}  # identities that nothing seems to need, each since when
         self.contested_since: Optional[float] = None
-        self.told: Set[str] = set()
+        self.told: FrozenSet[str] = frozenset()
         self.urgent = False  # whether libvirt has told of it: before those that are only looked at now and then
         self.busy = False  # it is just being looked at
         self.acting = False  # something is being done about a conflict

@@ -16,8 +16,9 @@ from vmguard.agent import work
 URI = "qemu:///system"
 PIDFILES = ("/run/libvirtd.pid", "/run/virtqemud.pid", "/var/run/libvirtd.pid", "/var/run/virtqemud.pid")
 
-_PAUSE = 1.0  # seconds between two looks whether there is a daemon
-_KEEPALIVE = (5, 3)  # seconds, and how often in vain
+_PAUSE = 1.0  # seconds between two looks whether there is a daemon, while we are not connected
+# Seconds, and how often in vain. The daemon asks by itself every 5 s: this is only for one that hangs.
+_KEEPALIVE = (15, 2)
 _ASK = "import libvirt; libvirt.openReadOnly('%s').close()"
 
 
@@ -41,11 +42,8 @@ class Hearing:
         self._wake = wake
         self._defined = defined
         self._connection: Any = None
+        self._lost = asyncio.Event()  # the connection, since it was last made
         self._registered: Any = None
-
-    @property
-    def connected(self) -> bool:
-        return self._connection is not None
 
     async def keep(self) -> None:
         """Connect, and connect again, until cancelled."""
@@ -57,8 +55,10 @@ class Hearing:
         libvirt.registerErrorHandler(lambda _context, _error: None, None)
         self._registered = libvirtaio.virEventRegisterAsyncIOImpl(loop=asyncio.get_running_loop())
         while True:
-            if self._connection is None and daemon_runs() is not None:
+            if daemon_runs() is not None:
                 await self._connect(libvirt)
+            if self._connection is not None:
+                await self._lost.wait()
             await asyncio.sleep(_PAUSE)
 
     async def _connect(self, libvirt: Any) -> None:
@@ -88,10 +88,12 @@ class Hearing:
         except libvirt.libvirtError:
             return
         self._connection = opened
+        self._lost.clear()
         self._wake("", "connected")
 
     def _closed(self, _connection: Any, _reason: int, _opaque: Any) -> None:
         self._connection = None
+        self._lost.set()
         self._wake("", "closed")
 
 
