@@ -84,7 +84,8 @@ rig: deps
 	$(PYTEST) $(SIDE_BY_SIDE) tests/rig
 
 # What `check` does in small: a thousand starts in contention on three hosts with random kills, 200 pairs of starts, an agent that
-# is killed a hundred times, one with 500 guests and one with 100 of libvirt's; all of it on a store on a block device, too. Half an hour and more.
+# is killed a hundred times, one with 500 guests and one with 100 of libvirt's; all of it on a store on a block device, too. Half an
+# hour and more.
 # VMGUARD_RIG_SEED=N repeats the choices of a run.
 STRESS = test_stress.py test_storm.py test_agent_killed.py test_agent_load.py test_on_device.py
 stress: deps

@@ -11,8 +11,9 @@ import time
 from typing import List
 
 import pytest
+from agents import watched
 from conftest import Images
-from guests import Disk, guest
+from guests import SCSI, Disk, guest
 from hosts import Host, eventually
 
 # The hook of a start runs some 100 ms here.
@@ -90,6 +91,26 @@ def test_killed_in_a_prepare_that_refuses(victim: str, node1: Host, node2: Host,
     assert died > len(DELAYS) // 4, "the hook was hardly ever there to be killed"
     beside = guest("beside", [free])
     node2.start(beside)
+
+
+def test_killed_with_all_that_could_clean_up(node1: Host, node2: Host, images: Images) -> None:
+    """In the middle of a start, libvirtd as well. The agent sees what is left, and the other host gets the disks."""
+    # With so many that the start takes half a second.
+    disks = [Disk(images.raw(f"web{number}.img", size=4096), bus="scsi") for number in range(64)]
+    web, other = guest("web", disks, devices=SCSI), guest("other", disks, devices=SCSI)
+    with watched(node1) as (agent,):
+        agent.tells("watching")
+        starting = node1.spawn("virsh", "-q", "create", "/dev/stdin", stdin=web.xml)
+        eventually(node1.leases, "it has begun", every=0)
+        node1.run("/bin/kill", "-KILL", *map(str, hook_processes(node1, "prepare")))
+        node1.kill("libvirtd")
+        starting.communicate()
+        try:
+            assert "web" in node2.refused(other)
+            eventually(lambda: not node1.leftovers(), "at rest, without any command", within=30)
+        finally:
+            node1.start_libvirtd()
+        node2.start(other)
 
 
 @pytest.mark.parametrize("operation", ["started", "release"])

@@ -285,6 +285,28 @@ def test_what_could_not_be_given_back_is_tried_again(left: bool, tmp_path: Path,
     assert (asyncio.run(swept_once()) is not None) is left
 
 
+@pytest.mark.parametrize(("age", "swept"), [(0.0, False), (60.0, True), (-3600.0, True)])
+def test_a_start_that_nobody_decides_any_more(
+    age: float, swept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its hook is dead, or the clock was put back: the sweep finds out. One that is under way is let be."""
+    monkeypatch.setattr(paths, "RUN", str(tmp_path))
+    instance.write(one()._replace(state="intent", since=time.time() - age))
+
+    async def due() -> bool:
+        agent = daemon.Agent()
+        agent._config, agent._sweep = Config(store="/x", cluster="abcd", host_id=1), None
+        agent.monitor._refresh()
+        agent._sweeps = True
+        agent._see_leftovers()
+        assert agent._sweep is None, "one at a time"
+        agent._sweeps = False
+        agent._see_leftovers()
+        return agent._sweep is not None
+
+    assert asyncio.run(due()) is swept
+
+
 def test_who_has_ended_has_closed_his_files_himself(qemu: "subprocess.Popen[bytes]") -> None:
     """A guest that runs and has the files of before was not it; one that is gone may have been."""
 

@@ -7,8 +7,8 @@ which something may have changed are looked at in a child, some at a time, one c
 in lines, so that one that hangs loses no more than the guest that it hangs at.
 """
 
-import argparse
 import asyncio
+import itertools
 import json
 import os
 import signal
@@ -33,6 +33,8 @@ from vmguard.lint.inotify import Folders
 
 # How often it looks for what no event tells of. Seconds.
 _LOOK = 2.0
+# With more guests than these it looks in turns who runs and what they have open: else it would show where nothing happens.
+_MANY = 100
 # Guests that one child looks at: those that are urgent wait no longer than for so many.
 _TOGETHER = 8
 # Such children at a time; the last is for guests that libvirt has told of.
@@ -43,6 +45,8 @@ _HUNG = 60.0
 _RELEASED = 3.0
 # What could not be given back then is tried again so often. Seconds.
 _SWEPT_AGAIN = 30.0
+# A start is decided within moments. After so long it is seen whether its hook still lives: a sweep waits for it. Seconds.
+_UNDECIDED = 5.0
 
 _LASTING = ("alarm", "not-inspected", "unidentified", "conflict")
 
@@ -65,6 +69,7 @@ class Agent:
         self._gone: List[Guest] = []
         self._looks = 0  # children that look at guests just now
         self._sweep: Optional[float] = 0.0  # when to sweep, by the monotonic clock
+        self._sweeps = False  # a child does it
         self._acting: Set[asyncio.Task[None]] = set()
         self._config: Optional[Config] = None
         self._read: Tuple[Tuple[Any, ...], ...] = ()  # which files that was in, and when they were written
@@ -158,22 +163,31 @@ class Agent:
             self._unwatch()
 
     async def _every_few_seconds(self) -> None:
-        first = True
-        while True:
+        for turn in itertools.count():
             self._watch()
-            self._gone += self.guests.scan()
-            if first:
-                self.monitor.start()
-            else:
+            many = len(self.guests) > _MANY
+            if not many or turn % 2 == 0:
+                self._gone += self.guests.scan()
+            if turn and (not many or turn % 2 == 1):
                 self.guests.look()
-                self.monitor.look()
-            self._woken.set()
-            if first:
+            if turn == 0:
+                self.monitor.start()
                 notify.say(f"READY=1\nSTATUS=watching {len(self.guests)} guests")
-            first = False
+            else:
+                self.monitor.look()
+                self._see_leftovers()
+            self._woken.set()
             work.reap()
             self.standing.look()
             await asyncio.sleep(_LOOK)
+
+    def _see_leftovers(self) -> None:
+        """A hook that was killed with all its parents leaves what it had taken, and other hosts would be refused for it."""
+        if self._config is None or self._sweep is not None or self._sweeps:
+            return
+        now = time.time()
+        if any(not 0 <= now - since <= _UNDECIDED for since in self.monitor.undecided()):  # a clock may jump
+            self._sweep = time.monotonic()
 
     async def _wait(self) -> None:
         # Those that wait for a child are begun when one ends, which wakes us.
@@ -225,7 +239,7 @@ class Agent:
                 guest.wake(looking.LATER)
             return
         if self._sweep is not None and self._sweep <= now:
-            self._sweep = None
+            self._sweep, self._sweeps = None, True
             self._begin(self._swept(self._config.deadline))
         while due and self._looks < (_LOOKS if due[0].urgent else _LOOKS - 1):
             alike = [guest for guest in due if guest.urgent is due[0].urgent]
@@ -241,6 +255,7 @@ class Agent:
         try:
             await work.child(looking.sweep, seconds, found.append)
         finally:
+            self._sweeps = False
             # sanlock or the store do not answer: what killed the guest, perhaps. No hook may be called here for days.
             if all(message.get("left", True) for message in found) and self._sweep is None:
                 self._sweep = time.monotonic() + _SWEPT_AGAIN
@@ -306,7 +321,7 @@ class Agent:
         contested = bool(seen.conflicts) or seen.word == "trouble"
         if not contested:
             guest.contested_since = None
-            guest.told = {one for one in guest.told if one.startswith("unidentified")}
+            guest.told = frozenset(one for one in guest.told if one.startswith("unidentified"))
         elif guest.contested_since is None:
             guest.contested_since = time.monotonic()
         if seen.conflicts:
@@ -319,7 +334,7 @@ class Agent:
         known = f"{event} {text.partition(', since ')[0]}"
         if event in _LASTING and known in guest.told:
             return
-        guest.told.add(known)
+        guest.told |= {known}
         seconds = round(time.monotonic() - guest.noticed, 3)
         self._say(event, text, domain=guest.qemu.name, uuid=guest.qemu.uuid, by="vmguardd", after=seconds, **data)
 
@@ -421,15 +436,23 @@ async def _main() -> None:
     notify.say("STOPPING=1")
 
 
-def main(arguments: Optional[List[str]] = None) -> int:
-    """The command vmguardd."""
+def _parse(words: Sequence[str]) -> None:
+    import argparse  # what runs for months has none to parse
+
     parser = argparse.ArgumentParser(
         prog="vmguardd",
         description="Watch what the running guests of this host come to have open: claim it, give back what they need no"
         " longer, and stop a guest that writes what another one has. See vmguardd(8).",
     )
     parser.add_argument("--version", action="version", version=f"vmguardd {__version__}")
-    parser.parse_args(arguments)
+    parser.parse_args(words)
+
+
+def main(arguments: Optional[List[str]] = None) -> int:
+    """The command vmguardd."""
+    words = sys.argv[1:] if arguments is None else arguments
+    if words:
+        _parse(words)
     if os.geteuid() != 0:
         print("vmguardd: it needs root, to see what other users' processes have open", file=sys.stderr)
         return 1

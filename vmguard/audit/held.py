@@ -3,11 +3,12 @@
 
 import os
 import time
-from typing import Dict, Iterator, List, NamedTuple, Tuple
+from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 from vmguard import instance
 from vmguard.claims import Mode, lies_beneath
 from vmguard.errors import RecordBroken
+from vmguard.instance import Instance
 
 
 class Held(NamedTuple):
@@ -21,6 +22,12 @@ class Held(NamedTuple):
     since: float  # seconds since the epoch
 
 
+class _Record(NamedTuple):
+    which: Tuple[int, int]  # of the file: when it was written, and its inode
+    held: List[Held]
+    undecided: Optional[float]  # since when a start has been under way to which nobody has said yes
+
+
 # The clock of files goes on in steps of up to so much: what is written within one does not show. Nanoseconds.
 _STEP = 20_000_000
 
@@ -29,12 +36,16 @@ class AllHeld:
     """All of it."""
 
     def __init__(self) -> None:
-        self._records: Dict[str, Tuple[Tuple[int, int], List[Held]]] = {}  # by file name: which file, and what it says
+        self._records: Dict[str, _Record] = {}  # by file name
         self._folder = 0
 
     def __iter__(self) -> Iterator[Held]:
-        for _, held in self._records.values():
-            yield from held
+        for record in self._records.values():
+            yield from record.held
+
+    def undecided(self) -> List[float]:
+        """Since when starts have been under way, each."""
+        return [record.undecided for record in self._records.values() if record.undecided is not None]
 
     def refresh(self) -> bool:
         """Whether something may have changed."""
@@ -45,12 +56,12 @@ class AllHeld:
         if folder == self._folder:
             return False
         self._folder = folder if abs(time.time_ns() - folder) > _STEP else 0
-        now: Dict[str, Tuple[Tuple[int, int], List[Held]]] = {}
+        now: Dict[str, _Record] = {}
         for name in instance.names():
             try:
                 found = os.stat(os.path.join(instance.directory(), name))
                 which, known = (found.st_mtime_ns, found.st_ino), self._records.get(name)
-                now[name] = known if known is not None and known[0] == which else (which, _held_by(name))
+                now[name] = known if known is not None and known.which == which else _read(name, which)
             except (OSError, RecordBroken):
                 continue
         self._records = now
@@ -61,10 +72,15 @@ class AllHeld:
         return {one.device: one for one in self if one.device}
 
 
-def _held_by(name: str) -> List[Held]:
+def _read(name: str, which: Tuple[int, int]) -> _Record:
     one = instance.load(name)
-    if one is None or one.state not in ("held", "running"):
-        return []
+    if one is None:
+        return _Record(which, [], None)
+    undecided = one.since if one.state == "intent" else None
+    return _Record(which, _held_by(one) if one.state in ("held", "running") else [], undecided)
+
+
+def _held_by(one: Instance) -> List[Held]:
     return [
         Held(want.claim.path, want.claim.identity, want.claim.device, one.name, one.uuid, one.since)
         for want in one.wants

@@ -203,6 +203,10 @@ class Monitor:
         found, self._came_up = self._came_up, []
         return found
 
+    def undecided(self) -> List[float]:
+        """Since when starts of guests have been under way on this host, each; as of the last look."""
+        return self._held.undecided()
+
     # -- udev ------------------------------------------------------------------------------------------------------------
 
     def _listen_to_udev(self) -> None:
