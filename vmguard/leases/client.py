@@ -170,10 +170,42 @@ class Connection:
         held on this host, -EUCLEAN an orphan of either mode, -EAGAIN shared elsewhere or just being released, -ENOSPC
         not joined).
         """
-        item = lib.resource(lease, (lib.RES_PERSISTENT if outlive else 0) | (lib.RES_SHARED if shared else 0))
-        code = lib.library().sanlock_acquire(self._fd, -1, lib.ACQUIRE_OWNER_NOWAIT, 1, lib.one(item), None)
+        return self._acquire(lease, shared, lib.RES_PERSISTENT if outlive else 0, 0)
+
+    def take_up(self, lease: Lease, shared: bool) -> int:
+        """
+        Take over an orphan of this host, which becomes one again when the connection ends. Returns as `acquire`.
+
+        Where there is none sanlock acquires anew. Raises SanlockFailed (-EUCLEAN: the orphan is of the other mode),
+        StoreBroken and LeaseDamaged.
+        """
+        version(lease)  # as in `adopt`
+        return self._acquire(lease, shared, lib.RES_PERSISTENT, lib.ACQUIRE_ORPHAN)
+
+    def convert(self, lease: Lease, shared: bool) -> int:
+        """
+        Make what this connection holds a shared lease, or an exclusive one. At no moment is it free: who dies over it
+        leaves an orphan of the one mode or the other. Returns as `acquire`.
+
+        What other processes of this host hold of it sanlock overlooks. Raises SanlockFailed (-EAGAIN: another host has
+        it shared); then it is held as before.
+        """
+        item = lib.resource(lease, lib.RES_SHARED if shared else 0)
+        call = lib.library().sanlock_convert
+        code = call(self._fd, -1, lib.ACQUIRE_OWNER_NOWAIT, lib.reference(item))
+        if code < 0:
+            raise self._failure("convert", code, lease.path)
+        return self._version(lease, shared)
+
+    def _acquire(self, lease: Lease, shared: bool, flags: int, call_flags: int) -> int:
+        item = lib.resource(lease, flags | (lib.RES_SHARED if shared else 0))
+        call_flags |= lib.ACQUIRE_OWNER_NOWAIT
+        code = lib.library().sanlock_acquire(self._fd, -1, call_flags, 1, lib.one(item), None)
         if code < 0:
             raise self._failure("acquire", code, lease.path)
+        return self._version(lease, shared)
+
+    def _version(self, lease: Lease, shared: bool) -> int:
         held = self.held(lease.lockspace).get(lease.name)
         if held is None or held.shared != shared:
             raise SanlockFailed("acquire", -errno.ENOLCK, lease.path)  # lost again within the millisecond
