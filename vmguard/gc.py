@@ -22,10 +22,13 @@ from vmguard.owning import qemu_of
 from vmguard.text import plain, quoted
 
 
+NEWER = "was made by a newer version of sanlock: update sanlock on this host"
+
+
 class Found(NamedTuple):
     """One thing that gc came upon."""
 
-    what: str  # "record", "start", "lease", "temporary file", "damaged lease"
+    what: str  # "record", "start", "lease", "temporary file", "damaged lease", "newer lease", "damaged store"
     text: str  # what it is, and what was done or has to be done
     mended: bool
 
@@ -162,8 +165,12 @@ def _leftovers(this: Here, dry_run: bool) -> List[str]:
 
 
 def _damaged(this: Here, repair: bool, force: str) -> List[Found]:
-    found = []
-    for name in this.store.damaged():
+    judged = this.store.judged()
+    found = [
+        Found("newer lease", f"lease {name} ({this.store.identity_of(name) or 'of unknown storage'}) {NEWER}", False)
+        for name in judged.newer
+    ]
+    for name in judged.damaged:
         text = f"lease {name} ({this.store.identity_of(name) or 'of unknown storage'}) is damaged"
         obstacle = _may_be_held(name, this)
         if obstacle and not force:

@@ -372,6 +372,15 @@ def _lease_damaged(error: errors.LeaseDamaged, domain: str, now: float) -> List[
     )
 
 
+def _lease_newer(error: errors.LeaseNewer, domain: str, now: float) -> List[str]:
+    return _cannot_tell(
+        domain,
+        "a lease was made by a newer version of sanlock",
+        f"{plain(error.path)}, the lease of {plain(error.identity)}: sanlock on this host does not know its format",
+        "update sanlock on this host to the version of the others; the lease is whole, and must not be made anew",
+    )
+
+
 def _store_broken(error: errors.StoreBroken, domain: str, now: float) -> List[str]:
     return _cannot_tell(
         domain,
@@ -447,6 +456,7 @@ _REFUSALS: Dict[type, Callable[..., List[str]]] = {
     errors.NotJoined: _not_joined,
     errors.Unexplained: _unexplained,
     errors.LeaseDamaged: _lease_damaged,
+    errors.LeaseNewer: _lease_newer,
     errors.StoreBroken: _store_broken,
     errors.StoreMoved: _store_broken,
     errors.RecordBroken: _record_broken,

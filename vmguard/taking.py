@@ -26,6 +26,7 @@ from vmguard.errors import (
     Holder,
     InUse,
     LeaseDamaged,
+    LeaseNewer,
     NotJoined,
     SanlockFailed,
     StoreBroken,
@@ -48,7 +49,7 @@ MOMENT = {-11, -16, -244, -245, -246}  # being released, busy, a lost race: ask 
 HELD_HERE = {-17}  # by a process of this host
 ORPHAN_HERE = {-117}  # by this host; in which mode, only our own records tell
 NOT_JOINED = {-28, -241, -242}
-DAMAGED = {-90} | set(range(-229, -221))  # no, or not this, lease at that place
+DAMAGED = {-90, -222, -223} | set(range(-229, -224))  # no, or not this, lease at that place
 
 
 class Source(NamedTuple):
@@ -292,8 +293,8 @@ def _meaning(code: int, claim: Claim, lease: Lease, holders: List[Holder], this:
         return NotJoined(this.store.lockspace, joining=False)
     if code in DAMAGED:
         return LeaseDamaged(lease.path, claim.identity, code)
-    error = client.file_failure("acquire", code, lease.path, claim.identity)
-    return error if isinstance(error, StoreBroken) else SanlockFailed("acquire", code, claim.path)
+    error = client.lease_failure("acquire", code, lease, claim.identity)
+    return error if isinstance(error, (StoreBroken, LeaseDamaged, LeaseNewer)) else SanlockFailed("acquire", code, claim.path)
 
 
 def free_leftover(lease: Lease, claim: Claim, this: Here, connection: client.Connection) -> bool:

@@ -14,8 +14,9 @@ import pytest
 from conftest import Pair, key
 from sanlock_hosts import Cluster, Host
 
-from vmguard import gc, writers
-from vmguard.errors import BadRequest, Error, HostIdTaken, LeaseDamaged, SanlockDown, StoreBroken, StoreMoved
+from vmguard import gc, taking, writers
+from vmguard.claims import Claim, Mode
+from vmguard.errors import BadRequest, Error, HostIdTaken, LeaseDamaged, LeaseNewer, SanlockDown, StoreBroken, StoreMoved
 from vmguard.leases import HostState, Lease, Note, Writer, _cluster, _files, _notes, client, slots
 from vmguard.leases._cluster import Elsewhere
 from vmguard.leases.device import layout, making
@@ -330,7 +331,7 @@ def test_a_really_full_disk(cluster: Cluster) -> None:
                 host.run(lambda: store.ensure(f"x{number}"))  # noqa: B023
         assert caught.value.why == "no space is left"
         assert store.leftovers() == ()
-        assert host.run(store.damaged) == ()
+        assert host.run(store.judged) == ([], [])
         store.claim_host_id(1, key("a"))
     finally:
         for one in cluster.hosts:
@@ -344,7 +345,8 @@ def test_damaged_leases_are_found_and_made_anew_on_order_alone(pair: Pair, ident
     with open(bad.path, "r+b") as file:
         file.seek(bad.offset)
         file.write(b"\xff" * bad.sector)
-    assert bad.name in pair.one.run(pair.store.damaged) and good.name not in pair.one.run(pair.store.damaged)
+    damaged = pair.one.run(pair.store.judged).damaged
+    assert bad.name in damaged and good.name not in damaged
     with pytest.raises(BadRequest, match="not damaged"):
         pair.one.run(lambda: pair.store.reformat(good.name))
     with pytest.raises(BadRequest):
@@ -441,6 +443,50 @@ def test_who_may_have_a_damaged_ticket_is_asked_first(pair: Pair, identity: str)
     assert pair.one.run(lambda: gc._may_be_held(lease.name, this)) == "", "its ticket can be read, and is left alone"
     garbled(slots.ticket(lease))
     assert pair.one.run(lambda: gc._may_be_held(lease.name, this)).startswith("two had it last")
+    pair.one.run(lambda: pair.store.reformat(lease.name))
+
+
+def of_version(place: Lease, major: int, right: bool = True) -> None:
+    """A lease of another version of sanlock's format; right: its checksum is."""
+    with open(place.path, "r+b") as file:
+        file.seek(place.offset)
+        block = bytearray(file.read(place.sector))
+        block[4:8] = (major << 16).to_bytes(4, "little")
+        if right:
+            block[168:172] = slots.checksum(block)
+        file.seek(place.offset)
+        file.write(block)
+        os.fsync(file.fileno())
+
+
+def test_a_lease_of_a_newer_sanlock_is_not_damaged(pair: Pair, identity: str) -> None:
+    """While a cluster is updated host by host. Made anew it would be free, whoever has it."""
+    lease = pair.one.run(lambda: pair.store.ensure(identity))
+    of_version(lease, 0x70)
+    this: Any = SimpleNamespace(store=pair.store, host_id=1, states={})
+    claim = Claim(identity, Mode.EXCLUSIVE, "disk vda", "/d", "")
+
+    def acquired() -> None:
+        with client.Connection() as connection:
+            taking.acquire(claim, this, connection)
+
+    for ask in (lambda: client.version(lease), lambda: client.owners(lease), acquired):
+        with pytest.raises(LeaseNewer) as caught:
+            pair.one.run(ask)
+        assert caught.value.path == lease.path
+    judged = pair.one.run(pair.store.judged)
+    assert lease.name in judged.newer and lease.name not in judged.damaged
+    with pytest.raises(LeaseNewer):
+        pair.one.run(lambda: pair.store.reformat(lease.name))
+    for repair, force in ((False, ""), (True, ""), (True, "so be it")):
+        (found,) = [one for one in pair.one.run(lambda: gc._damaged(this, repair, force)) if lease.name in one.text]  # noqa: B023
+        assert not found.mended and "update sanlock" in found.text and "--repair" not in found.text
+    with open(lease.path, "rb") as file:
+        file.seek(lease.offset + 4)
+        assert file.read(4) == (0x70 << 16).to_bytes(4, "little"), "it is as it was"
+    # The word that says the version can be damaged as any other.
+    of_version(lease, 0x71, right=False)
+    assert lease.name in pair.one.run(pair.store.judged).damaged
     pair.one.run(lambda: pair.store.reformat(lease.name))
 
 

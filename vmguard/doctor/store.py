@@ -201,15 +201,18 @@ def hosts(look: Look) -> Findings:
 
 @check("leases")
 def leases(look: Look) -> Findings:
-    """No lease is damaged."""
+    """sanlock on this host can read every lease."""
     there = look.store()
     if there is None or look.sanlock() is None:
         return
-    damaged = there.damaged()
+    damaged, newer = there.judged()
+    if newer:
+        says = f"leases that sanlock on this host is too old for: {len(newer)}; what needs them cannot start here"
+        yield wrong(says, "update sanlock on this host to the version of the others")
     for name in damaged:
         identity = there.identity_of(name) or name
         yield wrong(f"the lease of {identity} is damaged: what needs it cannot start", "vmguard gc --repair")
-    if not damaged:
+    if not (damaged or newer):
         yield ok("no lease is damaged")
 
 

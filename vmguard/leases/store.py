@@ -12,9 +12,9 @@ import stat
 import time
 
 from vmguard._light import sha256
-from vmguard._typing import Iterable, List, Optional, Tuple
+from vmguard._typing import Iterable, List, NamedTuple, Optional, Tuple
 from vmguard.claims import Mode
-from vmguard.errors import BadRequest, LeaseDamaged, StoreBroken, StoreMoved
+from vmguard.errors import BadRequest, LeaseDamaged, LeaseNewer, StoreBroken, StoreMoved
 from vmguard.leases import Lease, Note, _cluster, client, slots
 from vmguard.leases._cluster import Cluster, Elsewhere
 from vmguard.leases._hostids import HostIds
@@ -52,6 +52,13 @@ def load(path: str) -> None:
     else:
         import vmguard.leases._directory  # noqa: F401
     client.load()
+
+
+class Judged(NamedTuple):
+    """The names of leases that sanlock on this host cannot read."""
+
+    damaged: List[str]  # what is there does not read as the lease of that name
+    newer: List[str]  # it is whole, in a format of a later version of sanlock
 
 
 class Store(HostIds):
@@ -195,16 +202,19 @@ class Store(HostIds):
         """The names of all leases there are. Raises StoreBroken."""
         raise NotImplementedError
 
-    def damaged(self) -> Tuple[str, ...]:
-        """
-        The names of leases that do not read as the leases of that name. Reads them all: a millisecond each.
-
-        Raises StoreBroken, SanlockDown, SanlockFailed.
-        """
-        return tuple(name for name in self.lease_names() if self.damaged_slots(name))
+    def judged(self) -> Judged:
+        """Which leases sanlock cannot read. Reads them all: a millisecond each. Raises StoreBroken, SanlockDown, SanlockFailed."""
+        found = Judged([], [])
+        for name in self.lease_names():
+            try:
+                if self.damaged_slots(name):
+                    found.damaged.append(name)
+            except LeaseNewer:
+                found.newer.append(name)
+        return found
 
     def damaged_slots(self, name: str) -> Tuple[str, ...]:
-        """Which of the three leases of this name are damaged: "lease", "ticket", "drain". Raises as `damaged`."""
+        """Which of the three leases of this name are damaged: "lease", "ticket", "drain". Raises as `judged`, LeaseNewer."""
         return tuple(
             slot for slot, place in zip(slots.SUFFIXES, slots.of(self._place(name))) if self._is_damaged(place)
         )
@@ -227,7 +237,7 @@ class Store(HostIds):
 
         Its notes go first: versions start from 0 again, and an old note must not match. One of version 0 takes their place:
         without, the next who has the lease would be the first who ever wrote. Raises BadRequest for a lease that is not damaged
-        or not there, StoreBroken, SanlockDown, SanlockFailed.
+        or not there, LeaseNewer for one that is of a newer sanlock, StoreBroken, SanlockDown, SanlockFailed.
         """
         if name not in self.lease_names():
             raise BadRequest(f"the store has no lease {name}")
