@@ -16,7 +16,16 @@ from sanlock_hosts import Cluster, Host
 
 from vmguard import gc, taking, writers
 from vmguard.claims import Claim, Mode
-from vmguard.errors import BadRequest, Error, HostIdTaken, LeaseDamaged, LeaseNewer, SanlockDown, StoreBroken, StoreMoved
+from vmguard.errors import (
+    BadRequest,
+    Error,
+    HostIdTaken,
+    LeaseDamaged,
+    LeaseNewer,
+    SanlockDown,
+    StoreBroken,
+    StoreMoved,
+)
 from vmguard.leases import HostState, Lease, Note, Writer, _cluster, _files, _notes, client, slots
 from vmguard.leases._cluster import Elsewhere
 from vmguard.leases.device import layout, making

@@ -39,8 +39,8 @@ _PATIENCE = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16)  # seconds
 
 _NOT_REGISTERED = (-errno.ESRCH, -errno.ESTALE, -errno.ENOTTY)
 
-# What a read of a lease can find wrong with its bytes, or a version that is not its own. EINVAL: its sector size is not the one that all leases of ours
-# have.
+# What a read of a lease can find wrong with its bytes, or with their version. EINVAL: its sector size is not the one that all
+# leases of ours have.
 _DAMAGED = (*range(lib.LEADER_CHECKSUM, lib.LEADER_MAGIC + 1), -errno.EMSGSIZE, -errno.EINVAL)
 # sanlock's codes for reads and writes that failed or took too long
 _IO_FAILED = (lib.AIO_TIMEOUT, -210, -211, lib.LEADER_READ, lib.LEADER_WRITE)
