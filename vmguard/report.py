@@ -362,8 +362,15 @@ def _unexplained(error: errors.Unexplained, domain: str, now: float) -> List[str
     )
 
 
+_DAMAGE = {
+    -errnos.EMSGSIZE: "it is too short",
+    -errnos.ENOENT: "it was there, and has been removed; whoever had it may still use its storage",
+    -errnos.ESTALE: "another file has been put in its place, as by restoring a backup; somebody may have the old one",
+}
+
+
 def _lease_damaged(error: errors.LeaseDamaged, domain: str, now: float) -> List[str]:
-    words = CODES.get(error.code, "it is too short" if error.code == -90 else f"sanlock {error.code}")
+    words = _DAMAGE.get(error.code) or CODES.get(error.code, f"sanlock {error.code}")
     return _cannot_tell(
         domain,
         "a lease is damaged",

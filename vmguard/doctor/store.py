@@ -63,6 +63,9 @@ def store(look: Look) -> Findings:
         yield short
     for text in there.damage():
         yield wrong(f"{text}: what needs it cannot start", "vmguard gc --repair")
+    removed = len(there.unnamed())
+    if removed:
+        yield doubtful(f"the files of {removed} leases were removed; they can be put back", "vmguard gc; see who removes them")
     owner = there.host_record(found.host_id or 0)
     if owner is None or owner.machine != host.key().machine:
         who = owner.host if owner is not None else "nobody"

@@ -203,7 +203,9 @@ class Store(HostIds):
         raise NotImplementedError
 
     def judged(self) -> Judged:
-        """Which leases sanlock cannot read. Reads them all: a millisecond each. Raises StoreBroken, SanlockDown, SanlockFailed."""
+        """
+        Which leases sanlock cannot read. Reads them all: a millisecond each. Raises StoreBroken, SanlockDown, SanlockFailed.
+        """
         found = Judged([], [])
         for name in self.lease_names():
             try:
@@ -215,9 +217,10 @@ class Store(HostIds):
 
     def damaged_slots(self, name: str) -> Tuple[str, ...]:
         """Which of the three leases of this name are damaged: "lease", "ticket", "drain". Raises as `judged`, LeaseNewer."""
-        return tuple(
-            slot for slot, place in zip(slots.SUFFIXES, slots.of(self._place(name))) if self._is_damaged(place)
-        )
+        return self._damaged_of(self._place(name))
+
+    def _damaged_of(self, lease: Lease) -> Tuple[str, ...]:
+        return tuple(slot for slot, place in zip(slots.SUFFIXES, slots.of(lease)) if self._is_damaged(place))
 
     def _is_damaged(self, place: Lease) -> bool:
         try:
@@ -250,8 +253,18 @@ class Store(HostIds):
         if identity is not None:
             mode, restored = Mode.EXCLUSIVE.value, before.restored if before is not None else ()
             self.write_note(Note(identity, mode, 0, 0, 0, "", "", "", "", time.time(), restored=restored))
+        self._make_free(name, damaged)
+
+    def _make_free(self, name: str, damaged: Tuple[str, ...]) -> None:
         for slot in damaged:
             client.format_lease(self.lease_of_name(name + slots.SUFFIXES[slot]))
+
+    def unnamed(self) -> Tuple[str, ...]:
+        """The names of leases whose file somebody has removed, and which are still there by another name. Raises StoreBroken."""
+        return ()
+
+    def name_again(self, name: str) -> None:
+        """Put such a file back in its place, as it is: who has the lease has it. Raises StoreBroken, LeaseDamaged."""
 
     def forget(self, name: str) -> None:
         """Drop the notes beside a lease, which is there. Raises StoreBroken."""
