@@ -84,6 +84,22 @@ def surely_free(lease: Lease) -> bool:
     return found == (lease.lockspace, lease.name, 0)  # LEASE_FREE
 
 
+def owner(lease: Lease) -> Optional[Tuple[int, int, int]]:
+    """
+    Host id, generation and version by which this slot is held exclusively, by one read of its record. None where it is free,
+    and where anything else is found, or nothing can be read: sanlock is to be asked then.
+    """
+    try:
+        block = read(lease.path, lease.offset)
+    except OSError:
+        return None
+    found = record(block)
+    if found is None or found[:2] != (lease.lockspace, lease.name) or not found[2]:
+        return None
+    host_id, generation, lver = RECORD.unpack_from(block)[6:9]
+    return host_id, generation, lver
+
+
 def whole(block: bytes) -> bool:
     """Whether the checksum of the record that begins with these bytes is right."""
     return checksum(block) == block[_CHECKSUM : _CHECKSUM + 4]
