@@ -21,7 +21,7 @@ import time
 from vmguard import events, host, hostlock, instance
 from vmguard._typing import Callable, Dict, List, NamedTuple, Optional, Tuple
 from vmguard.config import Config, load
-from vmguard.errors import BadRequest, LeaseDamaged, Misconfigured, NotJoined, StoreBroken, StoreMoved
+from vmguard.errors import BadRequest, LeaseDamaged, LeaseNewer, Misconfigured, NotJoined, StoreBroken, StoreMoved
 from vmguard.giving import sweep
 from vmguard.leases import Note, client, lockspace, slots
 from vmguard.leases._cluster import Elsewhere
@@ -247,7 +247,7 @@ def _known(old: Store, name: str) -> Optional[Note]:
             return None
         try:
             certain = note.lver == client.version(old.lease_of_name(name))
-        except LeaseDamaged:
+        except (LeaseDamaged, LeaseNewer):
             certain = False
     except StoreBroken:
         Store.look(old.path)  # raises where it is the store, and not this lease alone

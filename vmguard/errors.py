@@ -216,6 +216,15 @@ class LeaseDamaged(CannotTell):
         self.code = code
 
 
+class LeaseNewer(CannotTell):
+    """A lease, or the lockspace, has a format that the sanlock of this host does not know yet. It is whole, and may be held."""
+
+    def __init__(self, path: str, identity: str) -> None:
+        super().__init__(path, identity)
+        self.path = path
+        self.identity = identity
+
+
 class StoreBroken(CannotTell):
     """The lease store is missing, is not the one this host belongs to, is full or cannot be written."""
 

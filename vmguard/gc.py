@@ -21,11 +21,13 @@ from vmguard.member import Here, here
 from vmguard.owning import qemu_of
 from vmguard.text import plain, quoted
 
+NEWER = "was made by a newer version of sanlock: update sanlock on this host"
+
 
 class Found(NamedTuple):
     """One thing that gc came upon."""
 
-    what: str  # "record", "start", "lease", "temporary file", "damaged lease"
+    what: str  # "record", "start", "lease", "temporary file", "damaged lease", "newer lease", "damaged store"
     text: str  # what it is, and what was done or has to be done
     mended: bool
 
@@ -61,6 +63,7 @@ def collect(
         found += _unended_starts(begun, is_off, this, dry_run)
         found += _unexplained_leases(this, dry_run)
         found += [Found("temporary file", plain(path), not dry_run) for path in _leftovers(this, dry_run)]
+        found += _put_back(this, dry_run)
         found += _damaged(this, repair and not dry_run, force)
     for one in found:
         if one.mended:
@@ -161,9 +164,24 @@ def _leftovers(this: Here, dry_run: bool) -> List[str]:
     return list(this.store.leftovers() if dry_run else this.store.clean())
 
 
-def _damaged(this: Here, repair: bool, force: str) -> List[Found]:
+def _put_back(this: Here, dry_run: bool) -> List[Found]:
+    """Files of leases that somebody removed. That needs no decision: they are as they were, with whoever has them."""
     found = []
-    for name in this.store.damaged():
+    for name in this.store.unnamed():
+        if not dry_run:
+            this.store.name_again(name)
+        what = this.store.identity_of(name) or "of unknown storage"
+        found.append(Found("lease", f"the file of lease {name} ({what}) had been removed: put back, as it was", not dry_run))
+    return found
+
+
+def _damaged(this: Here, repair: bool, force: str) -> List[Found]:
+    judged = this.store.judged()
+    found = [
+        Found("newer lease", f"lease {name} ({this.store.identity_of(name) or 'of unknown storage'}) {NEWER}", False)
+        for name in judged.newer
+    ]
+    for name in judged.damaged:
         text = f"lease {name} ({this.store.identity_of(name) or 'of unknown storage'}) is damaged"
         obstacle = _may_be_held(name, this)
         if obstacle and not force:

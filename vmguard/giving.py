@@ -14,7 +14,7 @@ import time
 from vmguard import errand, events, host, instance
 from vmguard._typing import Iterable, List, Optional, Set, Tuple
 from vmguard.claims import Claim, Mode
-from vmguard.errors import CannotTell, Error, LeaseDamaged, LeaseLost, SanlockFailed
+from vmguard.errors import CannotTell, Error, LeaseDamaged, LeaseLost, LeaseNewer, SanlockFailed
 from vmguard.host import Process
 from vmguard.instance import Instance, Want
 from vmguard.leases import Lease, client, slots
@@ -149,6 +149,8 @@ def _give_back_or_note(want: Want, one: Instance, this: Here, connection: client
         give_back(lease, claim.mode is Mode.SHARED, claim, this, connection)
     except LeaseDamaged as error:
         events.record("damaged", message(error), identity=claim.identity)
+    except LeaseNewer:
+        pass  # this sanlock cannot have taken it
 
 
 def _say_nothing_was_written(claim: Claim, lease: Lease, this: Here) -> None:

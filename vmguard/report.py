@@ -362,13 +362,29 @@ def _unexplained(error: errors.Unexplained, domain: str, now: float) -> List[str
     )
 
 
+_DAMAGE = {
+    -errnos.EMSGSIZE: "it is too short",
+    -errnos.ENOENT: "it was there, and has been removed; whoever had it may still use its storage",
+    -errnos.ESTALE: "another file has been put in its place, as by restoring a backup; somebody may have the old one",
+}
+
+
 def _lease_damaged(error: errors.LeaseDamaged, domain: str, now: float) -> List[str]:
-    words = CODES.get(error.code, "it is too short" if error.code == -90 else f"sanlock {error.code}")
+    words = _DAMAGE.get(error.code) or CODES.get(error.code, f"sanlock {error.code}")
     return _cannot_tell(
         domain,
         "a lease is damaged",
         f"{plain(error.path)}, the lease of {plain(error.identity)}: {words}",
         "run `vmguard gc --repair`: it makes damaged leases anew where nobody can be holding them",
+    )
+
+
+def _lease_newer(error: errors.LeaseNewer, domain: str, now: float) -> List[str]:
+    return _cannot_tell(
+        domain,
+        "a lease was made by a newer version of sanlock",
+        f"{plain(error.path)}, the lease of {plain(error.identity)}: sanlock on this host does not know its format",
+        "update sanlock on this host to the version of the others; the lease is whole, and must not be made anew",
     )
 
 
@@ -447,6 +463,7 @@ _REFUSALS: Dict[type, Callable[..., List[str]]] = {
     errors.NotJoined: _not_joined,
     errors.Unexplained: _unexplained,
     errors.LeaseDamaged: _lease_damaged,
+    errors.LeaseNewer: _lease_newer,
     errors.StoreBroken: _store_broken,
     errors.StoreMoved: _store_broken,
     errors.RecordBroken: _record_broken,

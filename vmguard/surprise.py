@@ -10,15 +10,14 @@ from vmguard import events, instance
 from vmguard._typing import TYPE_CHECKING, Iterable, List, Optional, Sequence
 from vmguard.claims import Claim, Mode
 from vmguard.errors import CannotTell, Error, Holder, InUse, WrongDisk
-from vmguard.giving import give_back, sweep
+from vmguard.giving import sweep
 from vmguard.holders import anywhere, local
 from vmguard.host import Process
 from vmguard.instance import Instance, Want
-from vmguard.leases import client
 from vmguard.member import Here, Tolerance
 from vmguard.owning import hand_over
 from vmguard.report import of_running
-from vmguard.taking import has, take, wants_of
+from vmguard.taking import take, wants_of
 
 if TYPE_CHECKING:
     from vmguard._procfiles import Opened
@@ -91,22 +90,16 @@ def _claim(
     extra = one._replace(
         id=one.id + ".found", wants=wants_of((claim,), this), state="intent", coming="", qemu=None, owner="host"
     )
-    given_up = False
     try:
         if known and not holders:
             holders = [other for other in anywhere(claim.identity, this.store, this.states) if not _ours(other, this)]
         if holders:
             raise InUse(claim, holders)
-        if known and not any(has(other, claim.identity, this) for other in others):
-            # It is read by us alone here, and turns out to be written.
-            with client.Connection() as connection:
-                give_back(this.store.lease(claim.identity), True, claim, this, connection)
-            given_up = True
         instance.write(extra)
-        (taken,) = take(extra, others, this, Tolerance()).wants
+        # What is read by us alone here, and turns out to be written, is never given up for that: until it is written down
+        # the record says that it is shared, which is what we have or less than that.
+        (taken,) = take(extra, others, this, Tolerance(), stronger=bool(known)).wants
     except Error as error:
-        if given_up:
-            one = _read_again(known[0], one, others, this)
         if against is not None:
             against.append(error)
         elif isinstance(error, InUse) and claim.mode is Mode.EXCLUSIVE:
@@ -140,18 +133,3 @@ def _with(want: Want, one: Instance) -> Instance:
     one = one._replace(wants=(*left, want))
     instance.write(one)
     return one
-
-
-def _read_again(want: Want, one: Instance, others: Sequence[Instance], this: Here) -> Instance:
-    """It could not be had for writing: what it is read by is taken again."""
-    again = one._replace(id=one.id + ".found", wants=wants_of((want.claim,), this), state="intent", coming="", qemu=None)
-    try:
-        instance.write(again)
-        take(again, others, this, Tolerance())
-        instance.forget(again)
-        return one
-    except Error:
-        rest = tuple(other for other in one.wants if other != want)
-        one = one._replace(wants=(*rest, want._replace(missing=True, contested=True)))
-        instance.write(one)
-        return one

@@ -26,6 +26,7 @@ from vmguard.errors import (
     Holder,
     InUse,
     LeaseDamaged,
+    LeaseNewer,
     NotJoined,
     SanlockFailed,
     StoreBroken,
@@ -48,7 +49,7 @@ MOMENT = {-11, -16, -244, -245, -246}  # being released, busy, a lost race: ask 
 HELD_HERE = {-17}  # by a process of this host
 ORPHAN_HERE = {-117}  # by this host; in which mode, only our own records tell
 NOT_JOINED = {-28, -241, -242}
-DAMAGED = {-90} | set(range(-229, -221))  # no, or not this, lease at that place
+DAMAGED = {-90, -222, -223} | set(range(-229, -224))  # no, or not this, lease at that place
 
 
 class Source(NamedTuple):
@@ -80,11 +81,14 @@ def wants_of(claims: Iterable[Claim], this: Here) -> Tuple[Want, ...]:
     )
 
 
-def take(start: Instance, others: Sequence[Instance], this: Here, tolerance: Tolerance) -> Instance:
+def take(
+    start: Instance, others: Sequence[Instance], this: Here, tolerance: Tolerance, stronger: bool = False
+) -> Instance:
     """
     Acquire every lease of an instance whose intent is written down, or give back what was taken and raise.
 
     Returns the instance with the version of each lease. Under tolerance, wants that could not be had are marked.
+    stronger: it is for a guest that has them shared, which it keeps whatever happens.
     """
     wants: List[Want] = []
     source: Optional[Source] = None
@@ -99,7 +103,7 @@ def take(start: Instance, others: Sequence[Instance], this: Here, tolerance: Tol
             for want in start.wants:
                 step(f"taking the lease of {want.claim.what}, {want.claim.path}")
                 try:
-                    wants.append(_take_one(want, others, source, this, connection))
+                    wants.append(_take_one(want, others, source, this, connection, stronger))
                 except Error as error:
                     tolerance.object(_about_itself(error, start))
                     wants.append(want._replace(missing=True, drains=False))
@@ -132,7 +136,12 @@ def _roll_back(wants: Sequence[Want], this: Here, connection: client.Connection)
 
 
 def _take_one(
-    want: Want, others: Sequence[Instance], source: Optional[Source], this: Here, connection: client.Connection
+    want: Want,
+    others: Sequence[Instance],
+    source: Optional[Source],
+    this: Here,
+    connection: client.Connection,
+    stronger: bool,
 ) -> Want:
     claim = want.claim
     holders = local(claim, others, this.host_id)
@@ -140,7 +149,9 @@ def _take_one(
     holders += local(claim._replace(mode=Mode.EXCLUSIVE), _on_tickets(claim.identity, others), this.host_id)
     if holders:
         raise InUse(claim, holders)
-    if not any(has(other, claim.identity, this) for other in others):
+    if stronger:
+        want = want._replace(lver=strengthen(claim, this))
+    elif not any(has(other, claim.identity, this) for other in others):
         # A pool that only one host may have active is no less so for a guest that moves.
         if source is None or claim.mode is Mode.HOST:
             want = want._replace(lver=acquire(claim, this, connection))
@@ -218,6 +229,41 @@ def acquire(claim: Claim, this: Here, connection: client.Connection) -> int:
         time.sleep(random.uniform(0.002, 0.02))
 
 
+def strengthen(claim: Claim, this: Here) -> int:
+    """
+    Make the lease that this host has shared, for one instance alone, an exclusive one; the version at which it is held.
+
+    At no moment is it free for another host. Whoever dies over it leaves it as an orphan, shared or exclusive: in either
+    case as much as the record says. Raises as `acquire`; then it is held as before.
+    """
+    lease = this.store.ensure(claim.identity)
+    end_of_patience = time.monotonic() + PATIENCE
+    while True:
+        try:
+            with client.Connection() as connection:
+                try:
+                    connection.take_up(lease, shared=True)
+                except SanlockFailed as error:
+                    if error.code not in ORPHAN_HERE:
+                        raise
+                    lver = connection.take_up(lease, shared=False)  # by one who died after it
+                else:
+                    lver = connection.convert(lease, shared=False)
+                holders = beside(claim, lease, this)
+                if holders:
+                    connection.convert(lease, shared=True)
+                    raise InUse(claim, holders)
+                return lver
+        except SanlockFailed as error:
+            found = try_anywhere(claim.identity, this.store, this.states)
+            holders = [holder for holder in found if holder.host_id != this.host_id]
+            # Who has it exclusively beside us is just reading: it has acquired it, and has not made it a shared one yet.
+            waits = error.code in MOMENT | OWNED | HELD_HERE and not any(holder.shared for holder in holders)
+            if not waits or time.monotonic() > end_of_patience:
+                raise _meaning(error.code, claim, lease, holders, this) from error
+        time.sleep(random.uniform(0.002, 0.02))
+
+
 def beside(claim: Claim, lease: Lease, this: Here) -> List[Holder]:
     """
     Who has the ticket or the drain mark of a lease. What other instances of this host have is in its records, and was
@@ -247,8 +293,8 @@ def _meaning(code: int, claim: Claim, lease: Lease, holders: List[Holder], this:
         return NotJoined(this.store.lockspace, joining=False)
     if code in DAMAGED:
         return LeaseDamaged(lease.path, claim.identity, code)
-    error = client.file_failure("acquire", code, lease.path, claim.identity)
-    return error if isinstance(error, StoreBroken) else SanlockFailed("acquire", code, claim.path)
+    error = client.lease_failure("acquire", code, lease, claim.identity)
+    return error if isinstance(error, (StoreBroken, LeaseDamaged, LeaseNewer)) else SanlockFailed("acquire", code, claim.path)
 
 
 def free_leftover(lease: Lease, claim: Claim, this: Here, connection: client.Connection) -> bool:

@@ -26,7 +26,7 @@ def report(**changes: Any) -> Dict[str, Any]:
         "without_lease": [], "contested": [], "note": "", "stopped_by_join": False,
     }  # fmt: skip
     made: Dict[str, Any] = {
-        "mode": "enforce", "warnings": [], "notes": [], "agent": {"watching": True}, "instances": [instance],
+        "mode": "enforce", "warnings": [], "notes": [], "vanished": [], "agent": {"watching": True}, "instances": [instance],
         "lockspace": {"name": "l", "state": "joined", "renewed_ago": 7, "io_timeout": 10, "renewal_result": 1},
         "hosts": [{"host_id": 1, "name": "a", "state": "live"}, {"host_id": 2, "name": 'b"', "state": "dead"}],
     }  # fmt: skip

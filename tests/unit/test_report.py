@@ -44,6 +44,7 @@ SAMPLES = [
     errors.NotJoined("vmguard-1", joining=False),
     errors.Unexplained(CLAIM),
     errors.LeaseDamaged("/store/leases/x", "file:fs/1", -223),
+    errors.LeaseNewer("/store/leases/x", "file:fs/1"),
     errors.StoreBroken("/store", "no space is left"),
     errors.StoreMoved("/store", "/dev/vg/leases"),
     errors.RecordBroken("/run/vmguard/x", "no space is left"),

@@ -11,11 +11,22 @@ from types import SimpleNamespace
 from typing import Any, Callable, List, Optional
 
 import pytest
-from conftest import Pair, key
-from sanlock_hosts import Cluster, Host
+from conftest import Pair, joined, key
+from sanlock_hosts import Cluster, Host, wait_until
 
-from vmguard import gc, writers
-from vmguard.errors import BadRequest, Error, HostIdTaken, LeaseDamaged, SanlockDown, StoreBroken, StoreMoved
+from vmguard import gc, paths, report, taking, writers
+from vmguard.claims import Claim, Mode
+from vmguard.errors import (
+    BadRequest,
+    Error,
+    HostIdTaken,
+    LeaseDamaged,
+    LeaseNewer,
+    SanlockDown,
+    SanlockFailed,
+    StoreBroken,
+    StoreMoved,
+)
 from vmguard.leases import HostState, Lease, Note, Writer, _cluster, _files, _notes, client, slots
 from vmguard.leases._cluster import Elsewhere
 from vmguard.leases.device import layout, making
@@ -57,7 +68,7 @@ def in_parallel(hosts: List[Host], work: Callable[[Host], Any], times: int = 1) 
 def test_create_makes_a_store_that_opens(cluster: Cluster) -> None:
     host = cluster.host("a")
     store = created(cluster, host)
-    assert files(store.path) == ["lockspace", "setup.json", "vmguard.json"]
+    assert files(store.path) == ["kept/lockspace", "lockspace", "setup.json", "vmguard.json"]
     assert os.stat(os.path.join(store.path, "lockspace")).st_size == ALIGN
     assert os.stat(os.path.join(store.path, "lockspace")).st_mode & 0o777 == 0o660
     assert store.lockspace == f"vmguard-{store.cluster[:16]}" and len(store.cluster) == 32
@@ -79,10 +90,10 @@ def test_two_setups_at_once_end_in_one_store(cluster: Cluster) -> None:
         found = in_parallel(hosts, lambda host: Store.create(path, 1).cluster, times=3)  # noqa: B023
         assert len(set(found)) == 1, found
         hosts[0].run(lambda: client.check_lockspace(Store.open(path).lockspace, path + "/lockspace"))  # noqa: B023
-        assert files(path) == ["lockspace", "setup.json", "vmguard.json"]
+        assert files(path) == ["kept/lockspace", "lockspace", "setup.json", "vmguard.json"]
 
 
-@pytest.mark.parametrize("step", range(6))
+@pytest.mark.parametrize("step", range(8))
 def test_a_setup_that_died_is_told_and_finished(cluster: Cluster, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed before its n-th link, mkdir or format: never a store that opens but is not whole."""
     host = cluster.host("a")
@@ -160,7 +171,7 @@ def _edit(path: str, **members: Any) -> None:
         (lambda path: _edit(path + "/vmguard.json", io_timeout=True), "damaged"),
         (lambda path: os.truncate(path + "/vmguard.json", 20), "damaged"),
         (lambda path: os.truncate(path + "/vmguard.json", 0), "damaged"),
-        (lambda path: os.unlink(path + "/lockspace"), "lockspace"),
+        (lambda path: [os.unlink(f"{path}/{folder}lockspace") for folder in ("", "kept/")], "lockspace"),
         (lambda path: os.truncate(path + "/lockspace", 512), "lockspace"),
     ],
     ids="gone unmounted half newer older other-name no-string sector bool cut empty no-lockspace short-lockspace".split(),
@@ -178,9 +189,49 @@ def test_a_store_that_lost_its_lockspace_is_not_given_a_new_one(cluster: Cluster
     host = cluster.host("a")
     store = created(cluster, host)
     os.unlink(store.path + "/lockspace")
+    os.unlink(store.path + "/kept/lockspace")
     with pytest.raises(StoreBroken):
         created(cluster, host)
     assert not os.path.exists(store.path + "/lockspace")
+
+
+@pytest.fixture
+def told(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[], List[str]]:
+    """The texts of what was written down as put back."""
+    monkeypatch.setattr(paths, "LOG", str(tmp_path))
+
+    def texts() -> List[str]:
+        lines = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+        return [line["text"] for line in lines if line["event"] == "put-back"]
+
+    return texts
+
+
+def test_a_lockspace_that_was_removed_is_put_back(cluster: Cluster, told: Callable[[], List[str]]) -> None:
+    """The same file, which the daemons have open; also in a store whose setup.json alone is left."""
+    host = cluster.host("a")
+    store = created(cluster, host)
+    inode = os.stat(store.path + "/lockspace").st_ino
+    os.unlink(store.path + "/lockspace")
+    Store.open(store.path)
+    assert os.stat(store.path + "/lockspace").st_ino == inode
+    for name in ("lockspace", "vmguard.json"):
+        os.unlink(f"{store.path}/{name}")
+    assert created(cluster, host).cluster == store.cluster
+    assert os.stat(store.path + "/lockspace").st_ino == inode
+    assert len(told()) == 2
+
+
+def test_a_lockspace_of_a_backup_is_not_the_one_that_the_hosts_are_in(cluster: Cluster) -> None:
+    """Who joins it would see the others dead after a while, and take what they have."""
+    host = cluster.host("a")
+    store = created(cluster, host)
+    host.run(lambda: joined(host, store.path, 1))
+    shutil.copy(store.path + "/lockspace", cluster.base + "/backup")
+    os.replace(cluster.base + "/backup", store.path + "/lockspace")
+    for attempt in (lambda: Store.open(store.path), lambda: Store.create(store.path, 1)):
+        with pytest.raises(StoreBroken, match="another file than it was"):
+            host.run(attempt)
 
 
 def test_the_store_of_another_cluster(cluster: Cluster) -> None:
@@ -230,7 +281,7 @@ def test_ensure_makes_a_free_lease_once(directory: Pair, identity: str) -> None:
     lease = directory.one.run(lambda: directory.store.ensure(identity))
     assert lease == directory.store.lease(identity)
     found = os.stat(lease.path)
-    assert (found.st_size, found.st_mode & 0o777, found.st_nlink) == (3 * ALIGN, 0o660, 1)
+    assert (found.st_size, found.st_mode & 0o777, found.st_nlink) == (3 * ALIGN, 0o660, 2)
     assert found.st_blocks * 512 >= 3 * ALIGN, "a hole in it may make QEMU or the filesystem see larger sectors"
     for slot in slots.of(lease):
         assert directory.one.run(lambda slot=slot: (client.version(slot), client.owners(slot))) == (0, ())  # type: ignore[misc]
@@ -307,7 +358,7 @@ def test_a_disk_that_fails_leaves_nothing_behind(
     with pytest.raises(StoreBroken) as caught:
         directory.one.run(work)
     assert caught.value.why
-    entries = os.listdir(directory.store.path + "/leases")
+    entries = os.listdir(directory.store.path + "/leases") + os.listdir(directory.store.path + "/kept")
     assert lease_name(identity) not in entries and not [name for name in entries if name.startswith("new.")]
 
 
@@ -330,7 +381,7 @@ def test_a_really_full_disk(cluster: Cluster) -> None:
                 host.run(lambda: store.ensure(f"x{number}"))  # noqa: B023
         assert caught.value.why == "no space is left"
         assert store.leftovers() == ()
-        assert host.run(store.damaged) == ()
+        assert host.run(store.judged) == ([], [])
         store.claim_host_id(1, key("a"))
     finally:
         for one in cluster.hosts:
@@ -344,7 +395,8 @@ def test_damaged_leases_are_found_and_made_anew_on_order_alone(pair: Pair, ident
     with open(bad.path, "r+b") as file:
         file.seek(bad.offset)
         file.write(b"\xff" * bad.sector)
-    assert bad.name in pair.one.run(pair.store.damaged) and good.name not in pair.one.run(pair.store.damaged)
+    damaged = pair.one.run(pair.store.judged).damaged
+    assert bad.name in damaged and good.name not in damaged
     with pytest.raises(BadRequest, match="not damaged"):
         pair.one.run(lambda: pair.store.reformat(good.name))
     with pytest.raises(BadRequest):
@@ -442,6 +494,143 @@ def test_who_may_have_a_damaged_ticket_is_asked_first(pair: Pair, identity: str)
     garbled(slots.ticket(lease))
     assert pair.one.run(lambda: gc._may_be_held(lease.name, this)).startswith("two had it last")
     pair.one.run(lambda: pair.store.reformat(lease.name))
+
+
+def of_version(place: Lease, major: int, right: bool = True) -> None:
+    """A lease of another version of sanlock's format; right: its checksum is."""
+    with open(place.path, "r+b") as file:
+        file.seek(place.offset)
+        block = bytearray(file.read(place.sector))
+        block[4:8] = (major << 16).to_bytes(4, "little")
+        if right:
+            block[168:172] = slots.checksum(block)
+        file.seek(place.offset)
+        file.write(block)
+        os.fsync(file.fileno())
+
+
+def test_a_lease_of_a_newer_sanlock_is_not_damaged(pair: Pair, identity: str) -> None:
+    """While a cluster is updated host by host. Made anew it would be free, whoever has it."""
+    lease = pair.one.run(lambda: pair.store.ensure(identity))
+    of_version(lease, 0x70)
+    this: Any = SimpleNamespace(store=pair.store, host_id=1, states={})
+    claim = Claim(identity, Mode.EXCLUSIVE, "disk vda", "/d", "")
+
+    def acquired() -> None:
+        with client.Connection() as connection:
+            taking.acquire(claim, this, connection)
+
+    for ask in (lambda: client.version(lease), lambda: client.owners(lease), acquired):
+        with pytest.raises(LeaseNewer) as caught:
+            pair.one.run(ask)
+        assert caught.value.path == lease.path
+    judged = pair.one.run(pair.store.judged)
+    assert lease.name in judged.newer and lease.name not in judged.damaged
+    with pytest.raises(LeaseNewer):
+        pair.one.run(lambda: pair.store.reformat(lease.name))
+    for repair, force in ((False, ""), (True, ""), (True, "so be it")):
+        (found,) = [one for one in pair.one.run(lambda: gc._damaged(this, repair, force)) if lease.name in one.text]  # noqa: B023
+        assert not found.mended and "update sanlock" in found.text and "--repair" not in found.text
+    with open(lease.path, "rb") as file:
+        file.seek(lease.offset + 4)
+        assert file.read(4) == (0x70 << 16).to_bytes(4, "little"), "it is as it was"
+    # The word that says the version can be damaged as any other.
+    of_version(lease, 0x71, right=False)
+    assert lease.name in pair.one.run(pair.store.judged).damaged
+    pair.one.run(lambda: pair.store.reformat(lease.name))
+
+
+# -- files that somebody removed or replaced ---------------------------------------------------------------------------
+
+
+def both_names(pair: Pair, identity: str) -> List[str]:
+    return [f"{pair.store.path}/{folder}/{lease_name(identity)}" for folder in ("leases", "kept")]
+
+
+def got(host: Host, pair: Pair, identity: str) -> Any:
+    """What a host is told that starts a guest on it: a version, or an error."""
+
+    def work() -> int:
+        with client.Connection() as connection:
+            return connection.acquire(pair.store.ensure(identity), False, outlive=False)
+
+    try:
+        return host.run(work)
+    except Error as error:
+        return error
+
+
+@pytest.mark.parametrize("removed", [["leases"], ["kept"], ["leases", "kept"]], ids="-".join)
+def test_a_lease_whose_file_is_removed_is_not_had_twice(
+    directory: Pair, identity: str, removed: List[str], told: Callable[[], List[str]]
+) -> None:
+    """An administrator's rm, a filesystem check."""
+    busy = directory.one.guest()
+    assert busy.call("acquire", directory.one.run(lambda: directory.store.ensure(identity)), False, False) == 1
+    directory.store.write_note(NOTE._replace(identity=identity, host_id=1))
+    for path in both_names(directory, identity):
+        if path.split("/")[-2] in removed:
+            os.unlink(path)
+    assert lease_name(identity) in directory.store.lease_names()
+    error = got(directory.two, directory, identity)
+    if len(removed) == 2:
+        assert isinstance(error, LeaseDamaged) and "has been removed" in report.sentence(error, "web")
+        assert not any(map(os.path.exists, both_names(directory, identity))), "it must not look as if it were there"
+    else:
+        assert isinstance(error, SanlockFailed) and error.code == -243
+        assert os.path.samefile(*both_names(directory, identity)), "the next time it is put back again"
+        assert removed == ["kept"] or lease_name(identity) in told()[0]
+    busy.kill()
+    if len(removed) == 2:
+        directory.one.run(lambda: directory.store.reformat(lease_name(identity)))
+    wait_until(lambda: isinstance(got(directory.two, directory, identity), int))
+
+
+@pytest.mark.parametrize("replaced", ["leases", "kept"])
+def test_a_lease_whose_file_is_replaced_is_had_by_nobody(directory: Pair, identity: str, replaced: str) -> None:
+    """By that of a backup, in which it is free."""
+    lease = directory.one.run(lambda: directory.store.ensure(identity))
+    shutil.copy(lease.path, directory.cluster.base + "/backup")
+    busy = directory.one.guest()
+    assert busy.call("acquire", lease, False, False) == 1
+    os.replace(directory.cluster.base + "/backup", f"{directory.store.path}/{replaced}/{lease.name}")
+    for host in (directory.one, directory.two):
+        error = got(host, directory, identity)
+        assert isinstance(error, LeaseDamaged) and "backup" in report.sentence(error, "web")
+    assert lease.name in directory.one.run(directory.store.judged).damaged
+    this: Any = SimpleNamespace(store=directory.store, host_id=1, states={})
+    assert "this host holds it" in directory.one.run(lambda: gc._may_be_held(lease.name, this))
+    busy.kill()
+    directory.one.run(lambda: directory.store.reformat(lease.name))
+    assert os.path.samefile(*both_names(directory, identity))
+    assert lease.name not in directory.one.run(directory.store.judged).damaged
+    wait_until(lambda: got(directory.two, directory, identity) == 1)
+
+
+def test_a_lease_that_lost_a_name_is_found_and_named_again(
+    directory: Pair, identity: str, told: Callable[[], List[str]]
+) -> None:
+    lease = directory.one.run(lambda: directory.store.ensure(identity))
+    this: Any = SimpleNamespace(store=directory.store)
+    for path in both_names(directory, identity):
+        os.unlink(path)
+        assert lease.name in directory.store.unnamed()
+        assert directory.one.run(lambda: directory.store.damaged_slots(lease.name)) == ()
+        assert not any(one.mended for one in directory.one.run(lambda: gc._put_back(this, True)))
+        assert lease.name in directory.store.unnamed()
+        assert any(one.mended and lease.name in one.text for one in directory.one.run(lambda: gc._put_back(this, False)))
+        assert directory.store.unnamed() == ()
+
+
+def test_a_store_from_before_there_were_second_names(cluster: Cluster) -> None:
+    host = cluster.host("a")
+    store = created(cluster, host)
+    host.run(lambda: store.ensure("x"))
+    shutil.rmtree(store.path + "/kept")
+    lease = host.run(lambda: Store.open(store.path).ensure("x"))
+    assert os.path.samefile(lease.path, f"{store.path}/kept/{lease.name}")
+    assert os.path.samefile(store.path + "/lockspace", store.path + "/kept/lockspace")
+    host.run(lambda: Store.open(store.path).ensure("y"))
 
 
 # -- leftovers ---------------------------------------------------------------------------------------------------------

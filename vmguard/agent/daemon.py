@@ -142,7 +142,8 @@ class Agent:
 
     async def run(self) -> None:
         """Until it is cancelled."""
-        kept = (self._every_few_seconds(), self.hearing.keep(), self.definitions.keep(), self.standing.keep())
+        standing = (self.standing.keep(), self.standing.rely())
+        kept = (self._every_few_seconds(), self.hearing.keep(), self.definitions.keep(), *standing)
         tasks = [asyncio.ensure_future(one) for one in kept]
         for task in tasks:
             task.add_done_callback(lambda _: self._woken.set())

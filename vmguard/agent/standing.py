@@ -11,7 +11,7 @@ import time
 from functools import partial
 from typing import Any, Callable, List, Optional, Set
 
-from vmguard import events
+from vmguard import events, relied
 from vmguard.agent import looking, work
 from vmguard.audit import elsewhere, shared
 from vmguard.config import Config
@@ -22,6 +22,8 @@ _SHARED_EVERY = 5.0
 _ASKED_AGAIN = 5.0
 # How often it is asked whether this host is still a member of the lockspace. Seconds.
 _MEMBER_EVERY = 10.0
+# How often the leases of this host's guests are looked for on the disk. Seconds.
+_RELIED_EVERY = 60.0
 # A join after a crash under another host name waits 8 io_timeouts and 80 s. Seconds.
 _JOIN_TAKES = 600.0
 
@@ -85,6 +87,23 @@ class Standing:
             elif done.status == 0:
                 self._say("rejoined", text)
             told = text
+
+    async def rely(self) -> None:
+        """Leases that have vanished under their guests: told once, and again when there are others."""
+        told: Set[str] = set()
+        while True:
+            await asyncio.sleep(_RELIED_EVERY)
+            config = self._config()
+            if config is None:
+                continue
+            found: List[work.Message] = []
+            ended = await work.child(partial(relied.tell, config), config.deadline, found.append)
+            for one in found:
+                if one["text"] not in told:
+                    data = {name: one[name] for name in ("domain", "uuid", "path", "identity")}
+                    self._say("alarm", f"{one['text']}. {relied.REMEDY}", **data)
+            if ended.whole:
+                told = {one["text"] for one in found}
 
     def _share(self, config: Config) -> None:
         """Let the other hosts have what was written down, some seconds later."""

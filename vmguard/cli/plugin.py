@@ -129,7 +129,7 @@ def _judge(
     for warning in report["warnings"]:
         if warning in said or "member of" in warning:
             continue  # it is among those above
-        critical = "hook" in warning and "set up" not in warning
+        critical = warning in report["vanished"] or ("hook" in warning and "set up" not in warning)
         found.append((CRITICAL if critical else WARNING, warning.splitlines()[0]))
     if not options.no_agent and not report["agent"]["watching"]:
         found.append((WARNING, "vmguardd does not run"))

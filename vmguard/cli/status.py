@@ -5,7 +5,7 @@ import argparse
 import os
 from typing import Any, Dict, List, Tuple
 
-from vmguard import host, instance, overrides
+from vmguard import host, instance, overrides, relied
 from vmguard.agent import defining
 from vmguard.claims import Mode
 from vmguard.cli import _show
@@ -53,6 +53,7 @@ def report_of() -> Tuple[Dict[str, Any], List[Error]]:
     report: Dict[str, Any] = {"version": 1, "host": os.uname().nodename, "mode": str(config.mode.value)}
     report["store"] = {"path": config.store, "shared": config.shared, "host_id": config.host_id}
     unknown: List[Error] = []
+    report["vanished"] = []
     try:
         store = Store.open(config.store, config.cluster)
         room = store.room()
@@ -62,6 +63,7 @@ def report_of() -> Tuple[Dict[str, Any], List[Error]]:
         report["lockspace"].update(_renewal(store))
         report["hosts"] = _hosts(store)
         report["held"] = _held(store, config)
+        report["vanished"] = [f"{one.text}. {relied.REMEDY}" for one in relied.vanished(config)]
     except CannotTell as error:
         unknown.append(error)
     report["instances"] = [_instance(one) for one in instance.load_all()]
@@ -137,7 +139,7 @@ def _warnings(report: Dict[str, Any], config: Config) -> List[str]:
     if room and room["taken"] * 10 >= room["places"] * 9:
         left = room["places"] - room["taken"]
         found.append(f"the lease store has room for {left} more storage objects. Make the device larger (`lvextend`)")
-    return [*found, *_hook_warnings(), *about_guests(report)]
+    return [*found, *_hook_warnings(), *report["vanished"], *about_guests(report)]
 
 
 def about_guests(report: Dict[str, Any]) -> List[str]:

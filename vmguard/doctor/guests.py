@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Guests that run without what protects them."""
 
-from vmguard import host, instance, overrides
+from vmguard import host, instance, overrides, relied
 from vmguard.doctor.check import Findings, check, doubtful, ok, wrong
 from vmguard.doctor.look import Look
+from vmguard.errors import NotJoined
 from vmguard.setup import adoption, daemons
 from vmguard.setup.steps import AGENT_UNIT
 
@@ -34,6 +35,22 @@ def guests(look: Look) -> Findings:
         bad += bool(missing or one.frozen)
     if not unguarded and not bad:
         yield ok(f"{len(records)} guests run, all with their leases" if records else "no guest runs")
+
+
+@check("leases-of-guests")
+def leases(look: Look) -> Findings:
+    """What the guests of this host have leases for, they have on the disk too."""
+    found = look.config()
+    if found is None or look.store() is None or look.sanlock() is None:
+        return
+    try:
+        lost = relied.vanished(found)
+    except NotJoined:
+        return  # membership is a check of its own
+    for one in lost:
+        yield wrong(one.text, relied.REMEDY)
+    if not lost:
+        yield ok("the leases of all guests are on the disk")
 
 
 def _start_agent(_: Look) -> None:

@@ -63,6 +63,9 @@ def store(look: Look) -> Findings:
         yield short
     for text in there.damage():
         yield wrong(f"{text}: what needs it cannot start", "vmguard gc --repair")
+    removed = len(there.unnamed())
+    if removed:
+        yield doubtful(f"the files of {removed} leases were removed; they can be put back", "vmguard gc; see who removes them")
     owner = there.host_record(found.host_id or 0)
     if owner is None or owner.machine != host.key().machine:
         who = owner.host if owner is not None else "nobody"
@@ -201,15 +204,18 @@ def hosts(look: Look) -> Findings:
 
 @check("leases")
 def leases(look: Look) -> Findings:
-    """No lease is damaged."""
+    """sanlock on this host can read every lease."""
     there = look.store()
     if there is None or look.sanlock() is None:
         return
-    damaged = there.damaged()
+    damaged, newer = there.judged()
+    if newer:
+        says = f"leases that sanlock on this host is too old for: {len(newer)}; what needs them cannot start here"
+        yield wrong(says, "update sanlock on this host to the version of the others")
     for name in damaged:
         identity = there.identity_of(name) or name
         yield wrong(f"the lease of {identity} is damaged: what needs it cannot start", "vmguard gc --repair")
-    if not damaged:
+    if not (damaged or newer):
         yield ok("no lease is damaged")
 
 

@@ -7,7 +7,7 @@ import time
 from vmguard import host
 from vmguard._typing import Any, Dict, NamedTuple, Optional, Tuple
 from vmguard.errors import StoreBroken
-from vmguard.leases import _files, _notes, client
+from vmguard.leases import _files, _notes, _twice, client
 from vmguard.leases import _library as lib
 
 FORMAT = 2  # 2: a lease file has three leases in it
@@ -126,12 +126,21 @@ def read(fd: int, path: str, name: str) -> Optional[Cluster]:
 
 
 def see_lockspace(fd: int, path: str) -> None:
-    try:
-        size = os.stat("lockspace", dir_fd=fd).st_size
-    except FileNotFoundError:
-        size = 0
-    if size < lib.ALIGN:
+    """Raises StoreBroken where the lockspace is not whole, or not the one that the hosts are in, OSError."""
+    found = _lockspace(fd, path)
+    if found is None or found.st_size < lib.ALIGN:
         raise StoreBroken(path, "its lockspace file is missing or short; others may have it open: never make it anew")
+
+
+def _lockspace(fd: int, path: str) -> Optional[os.stat_result]:
+    try:
+        return _twice.found(fd, "lockspace")
+    except _twice.Replaced:
+        raise StoreBroken(
+            path,
+            "its lockspace is another file than it was, as when a backup was put in its place; hosts may be in the old one",
+            "docs/recovery.md says how to tell the two apart (Files of the store that were removed or replaced)",
+        ) from None
 
 
 def set_up(
@@ -161,11 +170,13 @@ def set_up(
         except FileExistsError:
             pass
         os.chown(folder, *owner, dir_fd=fd)
-    if not os.access("lockspace", os.F_OK, dir_fd=fd):
+    _twice.folder(fd)
+    if _lockspace(fd, path) is None:
         made = _files.make(fd, bytes(lib.ALIGN), 0o660, daemon)
         try:
             client.format_lockspace(cluster.lockspace, os.path.join(path, made), cluster.io_timeout)
             _files.place(fd, made, "lockspace")
+            _twice.keep(fd, "lockspace")
         except BaseException:
             _files.drop(fd, made)
             raise

@@ -10,10 +10,12 @@ The store as a directory, on storage that all hosts share:
     leases/<name>.<id>.note  for whom the host <id> has it, shared or for itself
     leases/<name>.t.note     who has the ticket; <name>.d.note: the drain mark
     hosts/<id>.json          which machine is host <id>
+    kept/<name>              the same file as leases/<name>; kept/lockspace: as lockspace
     */new.*                  files that are being made
 
 Lease files and the lockspace are never deleted and never made a second time: a lease made anew is free, whoever has
-it, and in a lockspace made anew every other host is dead.
+it, and in a lockspace made anew every other host is dead. What somebody else deletes has a second name (_twice.py); a lease
+that has lost both is known to have been there by the notes beside it.
 """
 
 import errno
@@ -22,15 +24,16 @@ import stat
 from contextlib import contextmanager
 
 from vmguard._light import re
-from vmguard._typing import Iterator, List, Optional, Tuple
+from vmguard._typing import Iterator, List, Optional, Set, Tuple
 from vmguard.claims import Mode
 from vmguard.errors import LeaseDamaged, StoreBroken
-from vmguard.leases import Lease, Note, _cluster, _files, _notes, client, slots
+from vmguard.leases import Lease, Note, _cluster, _files, _notes, _twice, client, slots
 from vmguard.leases._cluster import Cluster, Elsewhere
 from vmguard.leases._notes import HostRecord
 from vmguard.leases.store import Store, lease_name, see_in_use
 
-_NAME = re.compile(r"[0-9a-f]{40}")
+# Of a lease, or of a note beside it.
+_NAME = re.compile(r"([0-9a-f]{40})(\..*note)?")
 _RECORD = re.compile(r"([1-9][0-9]{0,3})\.json")
 
 
@@ -115,43 +118,89 @@ class DirectoryStore(Store):
         return Lease(self.lockspace, name, self.lease_path(name))
 
     def has(self, identity: str) -> bool:
-        try:
-            os.stat(self.lease(identity).path)
-        except FileNotFoundError:
-            return False
-        except OSError as error:
-            raise _files.broken(self.path, error) from error
-        return True
+        with _files.directory(self.path) as root:
+            return self._found(root, self.lease(identity), identity) is not None
 
     def ensure(self, identity: str) -> Lease:
         lease = self.lease(identity)
-        try:
-            found = os.stat(lease.path)
-        except FileNotFoundError:
-            self._make(lease)
-            return lease
-        except OSError as error:
-            raise _files.broken(lease.path, error) from error
-        if not stat.S_ISREG(found.st_mode) or found.st_size < slots.FILE_BYTES:
+        with _files.directory(self.path) as root:
+            found = self._found(root, lease, identity)
+        if found is None:
+            self._make(lease, identity)
+        elif not stat.S_ISREG(found.st_mode) or found.st_size < slots.FILE_BYTES:
             raise LeaseDamaged(lease.path, identity, -errno.EMSGSIZE)
         return lease
 
-    def _make(self, lease: Lease) -> None:
+    @staticmethod
+    def _found(root: int, lease: Lease, about: str) -> Optional[os.stat_result]:
+        """The file of a lease; None where there is none. Raises LeaseDamaged for one that was replaced, OSError."""
+        try:
+            return _twice.found(root, f"leases/{lease.name}")
+        except _twice.Replaced:
+            raise LeaseDamaged(lease.path, about, -errno.ESTALE) from None
+
+    def _make(self, lease: Lease, about: str, anew: bool = False) -> None:
+        """
+        Make the file of a lease, if there is none. Raises LeaseDamaged where there was one before, unless it is to be anew.
+        """
         facts = client.daemon_facts()
-        with self._open("leases") as fd:
-            # Zeros, and synced: blocks that are there before sanlock writes past the page cache.
-            new = _files.make(fd, bytes(slots.FILE_BYTES), 0o660, (facts.uid, facts.gid))
-            try:
-                for slot in slots.of(lease):
-                    client.format_lease(slot._replace(path=self.lease_path(new)))
-                _files.place(fd, new, lease.name)  # False: somebody else was first, and theirs is as good
-            except BaseException:
-                _files.drop(fd, new)
-                raise
+        with self._open(".") as root:
+            _twice.folder(root)
+            with _files.directory(_twice.FOLDER, root, shown=os.path.join(self.path, _twice.FOLDER)) as fd:
+                # Zeros, and synced: blocks that are there before sanlock writes past the page cache.
+                new = _files.make(fd, bytes(slots.FILE_BYTES), 0o660, (facts.uid, facts.gid))
+                try:
+                    # What was made in this folder shows a client of NFS what others have made in it.
+                    if not anew and self._found(root, lease, about) is None and self._is_noted(root, lease.name):
+                        raise LeaseDamaged(lease.path, about, -errno.ENOENT)
+                    for slot in slots.of(lease):
+                        client.format_lease(slot._replace(path=os.path.join(self.path, _twice.FOLDER, new)))
+                    _files.place(fd, new, lease.name)  # False: somebody else was first, and theirs is as good
+                except BaseException:
+                    _files.drop(fd, new)
+                    raise
+            self._found(root, lease, about)  # has its first name from here on
+
+    def _is_noted(self, root: int, name: str) -> bool:
+        """Whether a note beside a lease is left, of whatever contents."""
+        slot_notes = [f"{name}{suffix}.note" for suffix in slots.SUFFIXES.values()]
+        host_notes = [f"{name}.{host_id}.note" for host_id in self._host_ids()]
+        return any(os.access(f"leases/{entry}", os.F_OK, dir_fd=root) for entry in slot_notes + host_notes)
 
     def lease_names(self) -> List[str]:
-        with self._open("leases") as fd:
-            return sorted(entry for entry in os.listdir(fd) if _NAME.fullmatch(entry))
+        found: Set[str] = set()
+        for folder in ("leases", _twice.FOLDER):
+            with self._open(folder) as fd:
+                # By its notes one is known that has gone.
+                found |= {match.group(1) for match in map(_NAME.fullmatch, os.listdir(fd)) if match}
+        return sorted(found)
+
+    def damaged_slots(self, name: str) -> Tuple[str, ...]:
+        with self._open(".") as root:
+            both = _twice.names(root, f"leases/{name}")
+        if both.differ() or not (both.used or both.kept):
+            return tuple(slots.SUFFIXES)
+        path = f"leases/{name}" if both.used is not None else _twice.second(name)
+        return self._damaged_of(self._place(name)._replace(path=os.path.join(self.path, path)))
+
+    def _make_free(self, name: str, damaged: Tuple[str, ...]) -> None:
+        with self._open(".") as root:
+            both = _twice.names(root, f"leases/{name}")
+            if not both.differ() and self._found(root, self._place(name), name):
+                super()._make_free(name, damaged)
+                return
+            for folder in ("leases", _twice.FOLDER):
+                _files.drop(root, f"{folder}/{name}")
+        self._make(self._place(name), name, anew=True)
+
+    def unnamed(self) -> Tuple[str, ...]:
+        with self._open(".") as root:
+            both = {name: _twice.names(root, f"leases/{name}") for name in self.lease_names()}
+        return tuple(name for name, one in both.items() if (one.used is None) != (one.kept is None))
+
+    def name_again(self, name: str) -> None:
+        with self._open(".") as root:
+            self._found(root, self._place(name), name)
 
     def _whole(self, place: Lease) -> bool:
         try:
@@ -178,7 +227,7 @@ class DirectoryStore(Store):
 
     def _abandoned(self) -> List[Tuple[str, str]]:
         found = []
-        for folder in (".", "leases", "hosts"):
+        for folder in (".", "leases", _twice.FOLDER, "hosts"):
             with self._open(folder) as fd:
                 found += [(folder, entry) for entry in _files.abandoned(fd)]
         return found

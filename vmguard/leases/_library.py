@@ -29,7 +29,7 @@ _ALIGN1M = 0x10  # SANLK_RES_ALIGN1M, SANLK_LSF_ALIGN1M
 _SECTORS = {512: 0x100, 4096: 0x200}  # SANLK_RES_SECTOR512, _SECTOR4K, and the same as SANLK_LSF_
 
 ACQUIRE_ORPHAN = 0x2
-ACQUIRE_OWNER_NOWAIT = 0x8
+ACQUIRE_OWNER_NOWAIT = 0x8  # SANLK_CONVERT_OWNER_NOWAIT, too
 REL_ORPHAN = 0x4
 
 REM_UNUSED = 0x2
@@ -46,7 +46,7 @@ HOST_STATES = {1: "unknown", 2: "free", 3: "live", 4: "fail", 5: "dead"}
 AIO_TIMEOUT = -202
 WD_ERROR = -203
 LEADER_READ, LEADER_WRITE = -220, -221
-LEADER_MAGIC, LEADER_CHECKSUM = -223, -229
+LEADER_MAGIC, LEADER_VERSION, LEADER_CHECKSUM = -223, -224, -229
 ACQUIRE_IDLIVE, ACQUIRE_OWNED_RETRY = -243, -247
 HOSTID_BUSY = -262
 
@@ -126,6 +126,7 @@ def library() -> Any:
             "register": [],
             "acquire": [integer, integer, flags, integer, one, ctypes.c_void_p],
             "release": [integer, integer, flags, integer, one],
+            "convert": [integer, integer, flags, resource],
             # the reply as an address: it must be freed
             "inquire": [integer, integer, flags, count, ctypes.POINTER(ctypes.c_void_p)],
             "read_resource": [resource, flags],

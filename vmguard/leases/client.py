@@ -23,13 +23,14 @@ from vmguard.errors import (
     BadRequest,
     CannotTell,
     LeaseDamaged,
+    LeaseNewer,
     Misconfigured,
     NotJoined,
     SanlockDown,
     SanlockFailed,
     StoreBroken,
 )
-from vmguard.leases import HostState, Lease, Lock, Owner, status
+from vmguard.leases import HostState, Lease, Lock, Owner, slots, status
 from vmguard.leases import _library as lib
 from vmguard.leases.status import Facts
 
@@ -38,8 +39,8 @@ _PATIENCE = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16)  # seconds
 
 _NOT_REGISTERED = (-errno.ESRCH, -errno.ESTALE, -errno.ENOTTY)
 
-# What a read of a lease can find wrong with its bytes. EINVAL: its sector size is not the one that all leases of ours
-# have.
+# What a read of a lease can find wrong with its bytes, or with their version. EINVAL: its sector size is not the one that all
+# leases of ours have.
 _DAMAGED = (*range(lib.LEADER_CHECKSUM, lib.LEADER_MAGIC + 1), -errno.EMSGSIZE, -errno.EINVAL)
 # sanlock's codes for reads and writes that failed or took too long
 _IO_FAILED = (lib.AIO_TIMEOUT, -210, -211, lib.LEADER_READ, lib.LEADER_WRITE)
@@ -65,8 +66,8 @@ def _patiently(call: Callable[[], int]) -> int:
 
 def file_failure(call: str, code: int, path: str, about: str) -> CannotTell:
     """
-    What a negative result of a call means that had the daemon open a file: SanlockDown, LeaseDamaged (about: the name
-    in it), StoreBroken or SanlockFailed.
+    What a negative result of a call means that had the daemon open a file: SanlockDown, LeaseDamaged or LeaseNewer (about:
+    the name in it), StoreBroken or SanlockFailed.
     """
     error = lib.failure(call, code, path)
     if not isinstance(error, SanlockFailed):
@@ -75,8 +76,18 @@ def file_failure(call: str, code: int, path: str, about: str) -> CannotTell:
         return StoreBroken(path, f"sanlock could not read or write it (code {code})")
     if code in _FILE_FAILED:
         return StoreBroken(path, f"sanlock could not open it: {os.strerror(-code)}")
+    if code == lib.LEADER_VERSION:
+        return LeaseNewer(path, about)
     if code in _DAMAGED:
         return LeaseDamaged(path, about, code)
+    return error
+
+
+def lease_failure(call: str, code: int, lease: Lease, about: str = "") -> CannotTell:
+    """The same of a call about a lease, whose bytes tell a version that sanlock does not know from one that is damaged."""
+    error = file_failure(call, code, lease.path, about or lease.name)
+    if isinstance(error, LeaseNewer) and not slots.may_be_whole(lease):
+        return LeaseDamaged(lease.path, error.identity, code)
     return error
 
 
@@ -170,10 +181,42 @@ class Connection:
         held on this host, -EUCLEAN an orphan of either mode, -EAGAIN shared elsewhere or just being released, -ENOSPC
         not joined).
         """
-        item = lib.resource(lease, (lib.RES_PERSISTENT if outlive else 0) | (lib.RES_SHARED if shared else 0))
-        code = lib.library().sanlock_acquire(self._fd, -1, lib.ACQUIRE_OWNER_NOWAIT, 1, lib.one(item), None)
+        return self._acquire(lease, shared, lib.RES_PERSISTENT if outlive else 0, 0)
+
+    def take_up(self, lease: Lease, shared: bool) -> int:
+        """
+        Take over an orphan of this host, which becomes one again when the connection ends. Returns as `acquire`.
+
+        Where there is none sanlock acquires anew. Raises SanlockFailed (-EUCLEAN: the orphan is of the other mode),
+        StoreBroken and LeaseDamaged.
+        """
+        version(lease)  # as in `adopt`
+        return self._acquire(lease, shared, lib.RES_PERSISTENT, lib.ACQUIRE_ORPHAN)
+
+    def convert(self, lease: Lease, shared: bool) -> int:
+        """
+        Make what this connection holds a shared lease, or an exclusive one. At no moment is it free: who dies over it
+        leaves an orphan of the one mode or the other. Returns as `acquire`.
+
+        What other processes of this host hold of it sanlock overlooks. Raises SanlockFailed (-EAGAIN: another host has
+        it shared); then it is held as before.
+        """
+        item = lib.resource(lease, lib.RES_SHARED if shared else 0)
+        call = lib.library().sanlock_convert
+        code = call(self._fd, -1, lib.ACQUIRE_OWNER_NOWAIT, lib.reference(item))
+        if code < 0:
+            raise self._failure("convert", code, lease.path)
+        return self._version(lease, shared)
+
+    def _acquire(self, lease: Lease, shared: bool, flags: int, call_flags: int) -> int:
+        item = lib.resource(lease, flags | (lib.RES_SHARED if shared else 0))
+        call_flags |= lib.ACQUIRE_OWNER_NOWAIT
+        code = lib.library().sanlock_acquire(self._fd, -1, call_flags, 1, lib.one(item), None)
         if code < 0:
             raise self._failure("acquire", code, lease.path)
+        return self._version(lease, shared)
+
+    def _version(self, lease: Lease, shared: bool) -> int:
         held = self.held(lease.lockspace).get(lease.name)
         if held is None or held.shared != shared:
             raise SanlockFailed("acquire", -errno.ENOLCK, lease.path)  # lost again within the millisecond
@@ -285,7 +328,7 @@ def owners(lease: Lease) -> Tuple[Owner, ...]:
     call = lib.library().sanlock_read_resource_owners
     code = _patiently(lambda: int(call(ctypes.byref(item), 0, ctypes.byref(found), ctypes.byref(count))))
     if code < 0:
-        raise file_failure("read owners", code, lease.path, lease.name)
+        raise lease_failure("read owners", code, lease)
     # Only an exclusive owner is in the leader record, which has a timestamp.
     return tuple(
         Owner(int(host.host_id), int(host.generation), shared=host.timestamp == 0)
@@ -303,7 +346,7 @@ def version(lease: Lease) -> int:
     item = lib.resource(lease, lib.sizes(lease.sector))
     code = _patiently(lambda: int(lib.library().sanlock_read_resource(ctypes.byref(item), 0)))
     if code < 0:
-        raise file_failure("read", code, lease.path, lease.name)
+        raise lease_failure("read", code, lease)
     return int(item.lver)
 
 

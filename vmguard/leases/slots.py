@@ -84,14 +84,43 @@ def surely_free(lease: Lease) -> bool:
     return found == (lease.lockspace, lease.name, 0)  # LEASE_FREE
 
 
+def owner(lease: Lease) -> Optional[Tuple[int, int, int]]:
+    """
+    Host id, generation and version by which this slot is held exclusively, by one read of its record. None where it is free,
+    and where anything else is found, or nothing can be read: sanlock is to be asked then.
+    """
+    try:
+        block = read(lease.path, lease.offset)
+    except OSError:
+        return None
+    found = record(block)
+    if found is None or found[:2] != (lease.lockspace, lease.name) or not found[2]:
+        return None
+    host_id, generation, lver = RECORD.unpack_from(block)[6:9]
+    return host_id, generation, lver
+
+
 def whole(block: bytes) -> bool:
-    """Whether the checksum of the record that begins with these bytes is right: sanlock's, a CRC-32C."""
+    """Whether the checksum of the record that begins with these bytes is right."""
+    return checksum(block) == block[_CHECKSUM : _CHECKSUM + 4]
+
+
+def checksum(block: bytes) -> bytes:
+    """The checksum that belongs to a record: sanlock's, a CRC-32C."""
     crc = 0xFFFFFFFE
     for byte in block[:_CHECKSUM]:
         crc ^= byte
         for _ in range(8):
             crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
-    return crc == int.from_bytes(block[_CHECKSUM : _CHECKSUM + 4], "little")
+    return crc.to_bytes(4, "little")
+
+
+def may_be_whole(lease: Lease) -> bool:
+    """Whether the record of this slot is whole, in whatever version of sanlock's format, as far as it can be read."""
+    try:
+        return whole(read(lease.path, lease.offset))
+    except OSError:
+        return True
 
 
 def record(block: bytes) -> Optional[Tuple[str, str, int]]:

@@ -12,9 +12,9 @@ import stat
 import time
 
 from vmguard._light import sha256
-from vmguard._typing import Iterable, List, Optional, Tuple
+from vmguard._typing import Iterable, List, NamedTuple, Optional, Tuple
 from vmguard.claims import Mode
-from vmguard.errors import BadRequest, LeaseDamaged, StoreBroken, StoreMoved
+from vmguard.errors import BadRequest, LeaseDamaged, LeaseNewer, StoreBroken, StoreMoved
 from vmguard.leases import Lease, Note, _cluster, client, slots
 from vmguard.leases._cluster import Cluster, Elsewhere
 from vmguard.leases._hostids import HostIds
@@ -52,6 +52,13 @@ def load(path: str) -> None:
     else:
         import vmguard.leases._directory  # noqa: F401
     client.load()
+
+
+class Judged(NamedTuple):
+    """The names of leases that sanlock on this host cannot read."""
+
+    damaged: List[str]  # what is there does not read as the lease of that name
+    newer: List[str]  # it is whole, in a format of a later version of sanlock
 
 
 class Store(HostIds):
@@ -195,19 +202,25 @@ class Store(HostIds):
         """The names of all leases there are. Raises StoreBroken."""
         raise NotImplementedError
 
-    def damaged(self) -> Tuple[str, ...]:
+    def judged(self) -> Judged:
         """
-        The names of leases that do not read as the leases of that name. Reads them all: a millisecond each.
-
-        Raises StoreBroken, SanlockDown, SanlockFailed.
+        Which leases sanlock cannot read. Reads them all: a millisecond each. Raises StoreBroken, SanlockDown, SanlockFailed.
         """
-        return tuple(name for name in self.lease_names() if self.damaged_slots(name))
+        found = Judged([], [])
+        for name in self.lease_names():
+            try:
+                if self.damaged_slots(name):
+                    found.damaged.append(name)
+            except LeaseNewer:
+                found.newer.append(name)
+        return found
 
     def damaged_slots(self, name: str) -> Tuple[str, ...]:
-        """Which of the three leases of this name are damaged: "lease", "ticket", "drain". Raises as `damaged`."""
-        return tuple(
-            slot for slot, place in zip(slots.SUFFIXES, slots.of(self._place(name))) if self._is_damaged(place)
-        )
+        """Which of the three leases of this name are damaged: "lease", "ticket", "drain". Raises as `judged`, LeaseNewer."""
+        return self._damaged_of(self._place(name))
+
+    def _damaged_of(self, lease: Lease) -> Tuple[str, ...]:
+        return tuple(slot for slot, place in zip(slots.SUFFIXES, slots.of(lease)) if self._is_damaged(place))
 
     def _is_damaged(self, place: Lease) -> bool:
         try:
@@ -227,7 +240,7 @@ class Store(HostIds):
 
         Its notes go first: versions start from 0 again, and an old note must not match. One of version 0 takes their place:
         without, the next who has the lease would be the first who ever wrote. Raises BadRequest for a lease that is not damaged
-        or not there, StoreBroken, SanlockDown, SanlockFailed.
+        or not there, LeaseNewer for one that is of a newer sanlock, StoreBroken, SanlockDown, SanlockFailed.
         """
         if name not in self.lease_names():
             raise BadRequest(f"the store has no lease {name}")
@@ -240,8 +253,18 @@ class Store(HostIds):
         if identity is not None:
             mode, restored = Mode.EXCLUSIVE.value, before.restored if before is not None else ()
             self.write_note(Note(identity, mode, 0, 0, 0, "", "", "", "", time.time(), restored=restored))
+        self._make_free(name, damaged)
+
+    def _make_free(self, name: str, damaged: Tuple[str, ...]) -> None:
         for slot in damaged:
             client.format_lease(self.lease_of_name(name + slots.SUFFIXES[slot]))
+
+    def unnamed(self) -> Tuple[str, ...]:
+        """The names of leases whose file somebody has removed, and which are still there by another name. Raises StoreBroken."""
+        return ()
+
+    def name_again(self, name: str) -> None:
+        """Put such a file back in its place, as it is: who has the lease has it. Raises StoreBroken, LeaseDamaged."""
 
     def forget(self, name: str) -> None:
         """Drop the notes beside a lease, which is there. Raises StoreBroken."""

@@ -194,7 +194,7 @@ class Index:
                 self.path, why, "try again when sanlock calls that host dead (`vmguard status`), or it is back"
             ) from error
         if error.code not in _WAIT:
-            raise client.file_failure("acquire", error.code, self.path, self.guard().name) from error
+            raise client.lease_failure("acquire", error.code, self.guard()) from error
         if late:
             why = f"other hosts have been making leases in it for {PATIENCE:.0f} s"
             raise StoreBroken(self.path, why, "start it again in a moment") from error

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+Files of sanlock's that have two names in a store: the one by which they are used, and one in the folder `kept`.
+
+Made a second time, a lease is free, whoever has it. So whoever removes its file (by hand, with an old backup that takes the
+store's place, in mending the filesystem) must not have removed it. While the second name is there, the first is given back to
+the same file, with all that is in it. And a copy that was put in place of the file is told from it.
+"""
+
+import os
+
+from vmguard import events
+from vmguard._typing import NamedTuple, Optional
+
+FOLDER = "kept"
+
+
+class Replaced(Exception):
+    """The two names lead to two files."""
+
+
+class Names(NamedTuple):
+    """What the two names of a file lead to."""
+
+    used: Optional[os.stat_result]
+    kept: Optional[os.stat_result]
+
+    def differ(self) -> bool:
+        """Whether somebody has put another file in place of one of them."""
+        return self.used is not None and self.kept is not None and not os.path.samestat(self.used, self.kept)
+
+
+def names(store: int, path: str) -> Names:
+    """Both names of a file; path: the first one, relative to the open directory of the store. Raises OSError."""
+    return Names(_stat(store, path), _stat(store, second(path)))
+
+
+def second(path: str) -> str:
+    """The second name."""
+    return f"{FOLDER}/{os.path.basename(path)}"
+
+
+def _stat(store: int, path: str) -> Optional[os.stat_result]:
+    try:
+        return os.stat(path, dir_fd=store, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+
+
+def found(store: int, path: str) -> Optional[os.stat_result]:
+    """
+    The file; None where there is none. If it has lost one of its names it gets it back, and that is told.
+
+    Raises Replaced, OSError.
+    """
+    both = names(store, path)
+    if both.differ():
+        raise Replaced(path)
+    if both.used is None and both.kept is not None:
+        _link(store, second(path), path)
+        text = f"somebody removed {path} from the store of leases: it was put back, as it was"
+        events.record("put-back", f"{text}. See who removes files there", path=path)
+    elif both.used is not None and both.kept is None:
+        keep(store, path)
+    return both.used or both.kept
+
+
+def keep(store: int, path: str) -> None:
+    """Give a file its second name. Raises Replaced, OSError."""
+    folder(store)
+    _link(store, path, second(path))
+
+
+def folder(store: int) -> None:
+    """The folder of the second names, made if it is not there. Raises OSError."""
+    try:
+        os.mkdir(FOLDER, 0o750, dir_fd=store)
+        os.chown(FOLDER, os.geteuid(), os.fstat(store).st_gid, dir_fd=store)
+    except FileExistsError:
+        pass
+
+
+def _link(store: int, path: str, new: str) -> None:
+    try:
+        os.link(path, new, src_dir_fd=store, dst_dir_fd=store, follow_symlinks=False)
+    except FileExistsError:
+        # Somebody else has just done so; or a server whose answer got lost was asked again.
+        if names(store, path if new.startswith(FOLDER) else new).differ():
+            raise Replaced(path) from None
