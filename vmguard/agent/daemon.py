@@ -306,6 +306,7 @@ class Agent:
         contested = bool(seen.conflicts) or seen.word == "trouble"
         if not contested:
             guest.contested_since = None
+            guest.acted = set()
             guest.told = {one for one in guest.told if one.startswith("unidentified")}
         elif guest.contested_since is None:
             guest.contested_since = time.monotonic()
@@ -349,13 +350,14 @@ class Agent:
 
     def _conflict(self, guest: Guest, seen: Seen, config: Config) -> None:
         for one in seen.conflicts:
-            data = {"path": one["path"], "identity": one["identity"]}
+            data = {key: one[key] for key in ("path", "identity", "holder", "holder_uuid") if one.get(key)}
             self._tell(guest, "conflict", f"{guest.qemu.name}: {one['text']}", data)
         if config.mode is Guarding.AUDIT or config.conflict is OnConflict.ALARM:
             return
         state = libvirtstate.of(guest.qemu.name, guest.process.pid)
+        known = {one["identity"] for one in seen.conflicts} <= guest.acted  # a guest that is paused can still copy its disks
         # A process that is stopped itself is one that libvirt does not answer for: it goes on to call it running.
-        if guest.acted and (host.stopped(guest.process) or (state is not None and state.state == "paused")):
+        if known and (host.stopped(guest.process) or (state is not None and state.state == "paused")):
             return  # contained
         if not guest.acting:
             guest.acting = True
@@ -369,7 +371,8 @@ class Agent:
                 [*words, str(process.pid), str(process.start)], json.dumps(seen.conflicts, default=str), 60
             )
         finally:
-            guest.acting, guest.acted = False, True
+            guest.acting = False
+            guest.acted |= {one["identity"] for one in seen.conflicts}
         what = done.text.strip().split("\n")[-1] if done.whole and done.status == 0 else f"in vain: {done.text.strip()}"
         seconds = round(time.monotonic() - noticed, 3)
         self._say(
