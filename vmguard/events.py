@@ -12,6 +12,7 @@ import time
 from vmguard import paths
 from vmguard._light import dumps
 from vmguard._typing import Any, List
+from vmguard.text import lines
 
 # Of this size a file is put aside, and so many of them are kept: a year of a busy host, some hundred bytes an event.
 MAX_BYTES = 16 * 1024 * 1024
@@ -79,7 +80,7 @@ def _line(entry: Any) -> str:
     """What has happened, and to whom."""
     text, domain = entry["text"], entry.get("domain") or ""
     whose = f"{domain}: " if text and domain and domain not in text else ""
-    return f"{entry['event']}: {whose}{text or domain}"
+    return lines(f"{entry['event']}: {whose}{text or domain}")
 
 
 def _tell_system(entry: Any) -> None:

@@ -13,17 +13,19 @@ from typing import Any, Dict, List
 
 import pytest
 
-from vmguard import events, host, instance, paths
+from vmguard import events, hook, host, instance, paths
 from vmguard.audit import history, monitor, shared, timeline
 from vmguard.audit.held import AllHeld
 from vmguard.audit.history import Wanted
 from vmguard.claims import LIES_UNDER, Claim, Mode
 from vmguard.cli import main
 from vmguard.config import Config
-from vmguard.errors import BadRequest
+from vmguard.errors import BadRequest, Holder, InUse
 from vmguard.host import Process
 from vmguard.instance import Instance, Want
 from vmguard.lint import inotify
+from vmguard.setup import daemons
+from vmguard.text import moment
 
 DISK = {"path": "/dev/vg/web", "identity": "lvm:a/b", "mode": "exclusive"}
 
@@ -68,7 +70,7 @@ def test_a_host_that_was_restarted_has_nothing() -> None:
 def test_what_is_asked_for() -> None:
     refusal = event(3, "refused", domain="thief", text="it was not started\n  disk:  /dev/vg/web\n  by:    web")
     assert Wanted(disk=("/dev/vg/web",)).takes(refusal) and not Wanted(disk=("/dev/vg/we",)).takes(refusal)
-    assert Wanted(domain="thief").takes(refusal) and not Wanted(domain="web").takes(refusal)
+    assert Wanted(domain=("thief",)).takes(refusal) and not Wanted(domain=("web",)).takes(refusal)
     assert not Wanted(since=4).takes(refusal) and not Wanted(host="node2").takes(refusal)
     assert Wanted(disk=("/x",)).takes(event(1, "unseen")), "that nobody looked is part of any answer"
 
@@ -84,10 +86,74 @@ def test_a_clock_that_was_set_back(tmp_path: Path) -> None:
     assert [span.until for span in history.spans(history.in_order([*found, other]))] == [None, None, 1000]
 
 
+def test_a_refusal_is_found_by_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the disk's other paths, by its identity, by the uuid of the one that was refused, by the one that has it."""
+    monkeypatch.setattr(paths, "LOG", str(tmp_path))
+    monkeypatch.setattr(events, "_tell_system", lambda _: None)
+    monkeypatch.setattr(hook.os, "geteuid", lambda: 0)
+    claim = Claim("file:fs/1", Mode.EXCLUSIVE, "disk vda", "/srv/copy.img", "the guest may write it")
+    holder = Holder(1, "node1", "web", "11111111-2222-3333-4444-555555555555", "/srv/web.img", 1.0)
+
+    def refuse(*_: Any) -> None:
+        raise InUse(claim, [holder])
+
+    monkeypatch.setitem(hook.OPERATIONS, "prepare", refuse)
+    xml = b"<domain type='kvm'><name>copy</name><uuid>AAAAAAAA22223333444455555555 5555</uuid></domain>"
+    status, _ = hook.answer("prepare", "copy", xml, os.getpid())
+    hook.answer("prepare", "copy", b"<no xml", os.getpid())
+    assert status == hook.REFUSE
+    found, nameless = history.read(Wanted())
+    assert nameless["domain"] == "copy"
+    for disk in ("/srv/copy.img", "file:fs/1"):
+        assert Wanted(disk=(disk,)).takes(found)
+    for whose in ("copy", "aaaaaaaa-2222-3333-4444-555555555555", "web", str(holder.uuid)):
+        assert Wanted(domain=(whose,)).takes(found), whose
+
+
+def test_ways_to_look_that_exclude_each_other(log: Path) -> None:
+    """Nobody waits in vain for what is not going to be shown."""
+    for words in (["--held", "--follow"], ["--held", "--svg", "x"], ["--follow", "--svg", "x"]):
+        with pytest.raises(SystemExit):
+            main(["audit", "--disk", "/x", *words])
+
+
+@pytest.mark.parametrize("uuid", ["AAAAAAAA-2222-3333-4444-555555555555", "aaaaaaaa222233334444555555555555"])
+def test_a_uuid_however_it_is_written(
+    uuid: str, log: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared, "of_others", lambda _: ([], []))
+    events.record("held", domain="web", uuid="aaaaaaaa-2222-3333-4444-555555555555", instance="a.1", disks=[DISK])
+    for words in ([], ["--held"]):
+        assert main(["audit", "--json", "--domain", uuid, *words]) == 0
+        assert "web" in capsys.readouterr().out
+
+
 def test_half_a_line_is_no_event(tmp_path: Path) -> None:
     path = tmp_path / "e"
     path.write_bytes(json.dumps(started(1)).encode() + b'\n{"time": 2, "ev\n\xff\n[1]\n{"time": "x", "event": "y"}\n')
     assert [one["event"] for one in history.read(Wanted(), [str(path)])] == ["held"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"disks": [1]}, {"disks": {"path": 1}}, {"disks": [{"path": 1, "identity": "x"}]}, {"disks": [{}]}, {"disks": 7},
+        {"domain": ["web"]}, {"host": 1}, {"time": float("nan")}, {"time": float("inf")}, {"time": -1}, {"event": None},
+        {"event": "given-back"}, {"event": "surprise", "identity": "i", "mode": "exclusive"},
+        {"event": "unseen", "from": "x", "to": []}, {"event": "contained", "disks": [{"path": "/x", "identity": "i"}]},
+        {"time": 10**400},
+    ],
+)  # fmt: skip
+def test_what_others_have_put_into_a_file(
+    changes: Dict[str, Any], log: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another program's lines, or another version's: what is understood is shown, and nothing else is lost by it."""
+    monkeypatch.setattr(shared, "of_others", lambda _: ([], []))
+    found = [started(1000), {**started(1001), **changes}, event(1002, "released", instance="u.1", disks=[DISK])]
+    (log / "e").write_text("".join(json.dumps(one) + "\n" for one in found))
+    for words in ([], ["--json"], ["--held"], ["--disk", "/dev/vg/web", "--svg", str(log / "svg")], ["--domain", "web"]):
+        assert main(["audit", "--file", str(log / "e"), *words]) == 0, words
+    assert "/dev/vg/web" in capsys.readouterr().out and ElementTree.parse(log / "svg") is not None
 
 
 def test_what_follows_half_a_line_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,9 +175,38 @@ def test_times(text: str, ago: Any) -> None:
     found = history.moment_of(text, now)
     assert ago is None or found == now - ago
     assert time.localtime(history.moment_of("yesterday", now)).tm_hour == 0
+    for nonsense in ("@", "@x", "@-1", "2026-11-25 14:00 XYZ", "2026-13-01"):
+        with pytest.raises(BadRequest):
+            history.moment_of(nonsense, now)
     for nonsense in ("the day after", "\u00b2d", "9" * 400 + "d", "d", "-1d", ""):
         with pytest.raises(BadRequest):
             history.moment_of(nonsense, now)
+
+
+@pytest.mark.parametrize(
+    "text, seconds",
+    [
+        ("@1785000000.5", 1785000000.5),
+        ("2026-07-25 17:20:00 UTC", 1785000000),
+        ("2026-07-25T17:20:00Z", 1785000000),
+        ("2026-07-25T18:20+01:00", 1785000000),
+        ("2026-07-25 18:20:00 +0100", 1785000000),
+        ("2026-07-25 19:20:00 CEST", 1785000000),
+        ("2026-07-25 19:20:00", 1785000000),
+        ("2026-10-25 02:30:00 CEST", 1792888200),  # there are two of it
+        ("2026-10-25 02:30:00 CET", 1792891800),
+    ],
+)
+def test_times_with_a_zone(text: str, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they stand in our own output, and as others write them."""
+    monkeypatch.setenv("TZ", "CET-1CEST,M3.5.0,M10.5.0/3")
+    time.tzset()
+    try:
+        assert history.moment_of(text) == seconds
+        assert history.moment_of(moment(seconds)) == int(seconds)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 def test_yesterday_is_the_day_before(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,6 +287,34 @@ def test_a_log_that_was_emptied_goes_on(log: Path) -> None:
     assert [one["number"] for one in history.parsed(lines)] == [1]
 
 
+def test_a_log_that_was_emptied_and_has_grown_since(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To more than it was when somebody last looked."""
+    monkeypatch.setattr(events, "MAX_BYTES", 1 << 30)
+    events.record("refused", "x" * 50, number=0)
+    _, place = history.new_lines((0, 0))
+    os.truncate(events.path(), 0)
+    for number in range(1, 30):
+        events.record("refused", "y" * 7, number=number)
+    assert [one["number"] for one in history.parsed(history.new_lines(place)[0])] == list(range(1, 30))
+
+
+def test_whoever_follows_opens_nothing_in_vain(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events.record("refused", number=0)
+    _, place = history.read_on(Wanted())
+    looks = []
+
+    def pause(_: float) -> None:
+        looks.append(len(looks))
+        if len(looks) == 50:
+            monkeypatch.setattr("builtins.open", real)
+            events.record("refused", number=1)
+
+    real = open
+    monkeypatch.setattr("builtins.open", lambda *_, **__: pytest.fail("opened"))
+    monkeypatch.setattr(history.time, "sleep", pause)
+    assert next(history.follow(Wanted(), place))["number"] == 1 and len(looks) == 50
+
+
 def test_two_that_rotate_at_once_lose_nothing(tmp_path: Path) -> None:
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); from vmguard import events, paths; paths.LOG = sys.argv[2];"
@@ -222,6 +345,16 @@ def test_the_journal_gets_fields(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert fields[b"VMGUARD_EVENT"] == b"conflict" and fields[b"SYSLOG_IDENTIFIER"] == b"vmguard"
 
 
+def test_a_name_hides_nothing_in_the_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """journalctl shows no message with a control character in it; and any user can start a QEMU of any name."""
+    monkeypatch.setattr(paths, "LOG", str(tmp_path))
+    monkeypatch.setattr(events, "JOURNAL", str(tmp_path / "none"))
+    said: List[str] = []
+    monkeypatch.setattr("syslog.syslog", lambda _, text: said.append(text))
+    events.record("conflict", "w\x1b[2J\0\udcff\u202eb: it is written here\n  by:    d\u00e9", domain="w")
+    assert said == ["conflict: w\\x1b[2J\\x00\\udcff\\u202eb: it is written here\n  by:    d\u00e9"]
+
+
 def test_a_journal_that_has_stopped_keeps_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """syslog(3) goes to the same daemon, and waits for it."""
     monkeypatch.setattr(paths, "LOG", str(tmp_path))
@@ -239,7 +372,7 @@ def test_a_guest_that_a_crash_has_ended_is_not_shown_as_running(
     watched: bool, log: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """That the host was started again is in events of no domain, or is not written down at all."""
-    monkeypatch.setattr(shared, "of_others", lambda _: ([], True))
+    monkeypatch.setattr(shared, "of_others", lambda _: ([], []))
     monkeypatch.setattr(events, "MAX_BYTES", 1 << 30)
     me, now = host.name(), time.time()
     found = [started(now - 3 * 10**8, me, boot="a"), event(now - 60, "held", me, instance="v.1", disks=[], boot="b")]
@@ -440,6 +573,15 @@ def started_again(seen: Watched) -> List[Dict[str, Any]]:
     return told
 
 
+def test_a_clock_that_was_set_back_while_nobody_looked(seen: Watched) -> None:
+    path = Path(paths.RUN) / "watching.json"
+    os.utime(path, (time.time() + 3600, time.time() + 3600))
+    told = started_again(seen)
+    assert [one["event"] for one in told] == ["unseen", "watching"] and told[0]["from"] == told[0]["to"]
+    os.utime(path, (time.time() + 3600, time.time() + 3600))
+    assert not daemons.agent_watches(), "the one that wrote it would have written since"
+
+
 @pytest.mark.parametrize("ago, words", [(3600, ["unseen", "watching"]), (1, ["watching"])])
 def test_a_host_on_which_nobody_has_watched_so_far(seen: Watched, ago: float, words: List[str]) -> None:
     """Its guests were started with it, and the agent an hour later."""
@@ -562,15 +704,40 @@ def test_other_hosts_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     full.rmdir()
     os.unlink(tmp_path / "STATE1" / "published.json")  # a copy that was cut short is made again
     shared.publish()
-    assert shared.of_others(Wanted()) == ([], True), "its own it has already"
+    assert shared.of_others(Wanted()) == ([], []), "its own it has already"
     on(2)
-    found, answered = shared.of_others(Wanted(domain="web"))
-    assert answered and [one["event"] for one in found] == ["held", "released"]
-    assert shared.of_others(Wanted(domain="db")) == ([], True)
+    found, missing = shared.of_others(Wanted(domain=("web",)))
+    assert not missing and [one["event"] for one in found] == ["held", "released"]
+    assert shared.of_others(Wanted(domain=("db",))) == ([], [])
     put_aside = [started(number, number=number) for number in range(20)]
     (store / "history" / "4.jsonl.1").write_text("".join(json.dumps(one) + "\n" for one in put_aside))
     (store / "history" / "4.jsonl").write_text(json.dumps(started(7, number=20)) + "\n")
     assert [one["instance"] for one in shared.of_others(Wanted(host="node1"))[0]] == [f"u.{n}" for n in range(21)]
+    (store / "history" / "5.jsonl").mkdir()
+    for name in ("lost+found", "4.jsonl.swp", "notes", ".nfs01"):
+        (store / "history" / name).mkdir()
+    found, missing = shared.of_others(Wanted(host="node1"))
+    assert len(found) == 21 and len(missing) == 1 and "5.jsonl: " in missing[0], "what lies beside them hides nobody's trail"
     os.mkfifo(store / "history" / "3.jsonl")
     monkeypatch.setattr(shared, "_PATIENCE", 0.3)
-    assert shared.of_others(Wanted()) == ([], False)
+    found, missing = shared.of_others(Wanted(domain=("web",)))
+    assert len(found) == 2 and "does not answer" in missing[0]
+
+
+def test_a_trail_that_is_put_aside_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its agent goes on to write: what was the newest is the one before it when its turn comes."""
+    path = tmp_path / "4.jsonl"
+    for number, name in enumerate(("4.jsonl.1", "4.jsonl")):
+        (tmp_path / name).write_text(json.dumps(started(number, number=number)) + "\n")
+    real, moves = open, [True]
+
+    def put_aside(name: str, *words: Any, **more: Any) -> Any:
+        file = real(name, *words, **more)
+        if moves:
+            moves.pop()
+            os.rename(path, f"{path}.1")
+        return file
+
+    monkeypatch.setattr("builtins.open", put_aside)
+    status, text = shared._trail(str(path))
+    assert not status and "u.1" in text

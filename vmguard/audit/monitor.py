@@ -88,8 +88,9 @@ class Monitor:
         now = time.time()
         # In this boot nobody has watched yet: not since the first of what is held was taken.
         seen = before["seen"] if before is not None else min((one.since for one in self._held), default=now)
-        if now - seen > _UNNOTICED:
-            self._tell("unseen", "nobody watched what was done to held volumes", **{"from": seen, "to": now})
+        if not 0 <= now - seen <= _UNNOTICED:  # of a clock that was set back nobody knows how long it was
+            text = "nobody watched what was done to held volumes"
+            self._tell("unseen", text, **{"from": min(seen, now), "to": now})
         if before is not None:
             self._facts = before["devices"]
             self._mounted = set(before["mounted"])
