@@ -178,7 +178,7 @@ def test_figures_of_a_host(node1: Host, node2: Host, images: Images) -> None:
         node1.refused(guest("thief", [images.path("web.img")]))
         node2.start(guest("holder", [Disk(theirs, "block")]))
         attach(node1, web, Disk(theirs, "block", bus="scsi"), "sda")
-        eventually(lambda: "VMGUARD CRITICAL" in check() and "writes what another" in check(), "it is not well")
+        eventually(lambda: "VMGUARD CRITICAL" in check() and "writes what others have" in check(), "it is not well")
         now = eventually(lambda: figures() if figures()["vmguard_contained_total"] else None, "it is contained")
         assert now["vmguard_refusals_total"] == before["vmguard_refusals_total"] + 1
         assert now["vmguard_leases_contested"] == 1 and now["vmguard_conflicts_total"] > before["vmguard_conflicts_total"]
