@@ -8,7 +8,7 @@ leases of this host that no record explains, remains of lease files, and damaged
 
 import os
 
-from vmguard import events, host, hostlock, instance
+from vmguard import events, host, hostlock, instance, marks
 from vmguard._typing import Callable, Dict, List, NamedTuple, Optional, Set
 from vmguard.config import load
 from vmguard.errors import BadRequest, Misconfigured, RecordBroken, StoreBroken
@@ -25,7 +25,7 @@ from vmguard.text import plain, quoted
 class Found(NamedTuple):
     """One thing that gc came upon."""
 
-    what: str  # "record", "start", "lease", "temporary file", "damaged lease"
+    what: str  # "record", "start", "lease", "mark", "temporary file", "damaged lease"
     text: str  # what it is, and what was done or has to be done
     mended: bool
 
@@ -60,6 +60,7 @@ def collect(
             found += [_swept(one) for one in before.values() if one.id not in left]
         found += _unended_starts(begun, is_off, this, dry_run)
         found += _unexplained_leases(this, dry_run)
+        found += _stray_marks(dry_run)
         found += [Found("temporary file", plain(path), not dry_run) for path in _leftovers(this, dry_run)]
         found += _damaged(this, repair and not dry_run, force)
     for one in found:
@@ -155,6 +156,17 @@ def _write_out(name: str, identity: Optional[str], this: Here) -> None:
             flush(note.path)
         except OSError as error:
             events.record("not-drained", f"{note.path} was not written out: {error.strerror}", identity=identity)
+
+
+def _stray_marks(dry_run: bool) -> List[Found]:
+    """Of guests whose record could not be read: udev hides the device from its host, whatever it has come to be."""
+    found = []
+    for name in marks.stray(instance.load_all()):
+        text = f"udev takes the device {plain(name)} for a guest's, and no record does"
+        if not dry_run:
+            marks.remove(name)
+        found.append(Found("mark", text if dry_run else f"{text}: taken away", not dry_run))
+    return found
 
 
 def _leftovers(this: Here, dry_run: bool) -> List[str]:

@@ -63,6 +63,25 @@ def test_a_start_that_begins_while_gc_asks_libvirt(directory: Pair, identity: st
     assert not records_later and not orphans_later
 
 
+def test_gc_lets_the_host_have_a_device_that_no_guest_has(directory: Pair, identity: str, tmp_path: Path) -> None:
+    """The record of its guest could not be read, and was set aside; what udev reads was not."""
+    claim = Claim(identity, Mode.EXCLUSIVE, "disk", "/d", "", device="253:9999")
+
+    def work() -> List[List[str]]:
+        this = _this(directory, tmp_path)
+        gc.load = lambda: this.config
+        folder = tmp_path / "udev"
+        record = Path(instance.directory()) / f"{_begin(this, claim).id}.json"
+        gc.collect()
+        before = os.listdir(folder)
+        record.write_text("half")
+        said = [one.text for one in gc.collect() if one.what == "mark"]
+        return [before, os.listdir(folder), said]
+
+    before, after, said = directory.one.run(work)
+    assert before == ["253:9999"] and after == [] and len(said) == 1 and "253:9999" in said[0]
+
+
 def test_a_start_that_failed_and_whose_release_came_to_nothing(directory: Pair, identity: str, tmp_path: Path) -> None:
     """Its libvirtd lives, so that a sweep takes it for a start under way: nothing else would ever end it."""
     claim = Claim(identity, Mode.EXCLUSIVE, "disk", "/d", "")
