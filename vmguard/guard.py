@@ -215,6 +215,7 @@ def _add(one: Instance, needs: Needs, this: Here, tolerance: Tolerance) -> Insta
         one = one._replace(wants=one.wants + taken.wants)
         instance.write(one)
         instance.forget(extra)
+        instance.tell_held(one, taken.wants)
     if not needs.late:
         instance.unmark_late(one)
     return one

@@ -4,6 +4,8 @@
 import asyncio
 import json
 import os
+import resource
+import signal
 import socket
 import subprocess
 import time
@@ -313,6 +315,21 @@ def test_whoever_follows_opens_nothing_in_vain(log: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("builtins.open", lambda *_, **__: pytest.fail("opened"))
     monkeypatch.setattr(history.time, "sleep", pause)
     assert next(history.follow(Wanted(), place))["number"] == 1 and len(looks) == 50
+
+
+def test_what_is_older_is_not_even_read(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """check_vmguard asks for the last hour every minute; a busy host keeps 80 MB."""
+    monkeypatch.setattr(events, "MAX_BYTES", 500)
+    for number in range(8):
+        events.record("refused", "x" * 100, number=number)
+    old = time.time() - 7200
+    for path in events.files()[:-1]:
+        Path(path).write_text("".join(json.dumps({**event(old, "refused"), "number": -1}) + "\n" for _ in range(3)))
+        os.utime(path, (old, old))
+    asked: List[float] = []
+    wanted = Wanted(since=time.time() - 3600)
+    monkeypatch.setattr(Wanted, "takes", lambda self, one: asked.append(one["time"]) or one["time"] >= self.since)
+    assert history.read(wanted) and min(asked) > old
 
 
 def test_two_that_rotate_at_once_lose_nothing(tmp_path: Path) -> None:
@@ -722,6 +739,29 @@ def test_other_hosts_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(shared, "_PATIENCE", 0.3)
     found, missing = shared.of_others(Wanted(domain=("web",)))
     assert len(found) == 2 and "does not answer" in missing[0]
+
+
+def test_a_store_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of what is new, and then all of it again and again, would be twice in the trail."""
+    monkeypatch.setattr(events, "_tell_system", lambda _: None)
+    for name in ("LOG", "STATE"):
+        monkeypatch.setattr(paths, name, str(tmp_path))
+    monkeypatch.setattr(shared, "load", lambda: Config(store=str(tmp_path), cluster="abcd", host_id=1, shared=True))
+    for number in range(100):
+        events.record("held", "x" * 100, number=number)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limit[1]))
+        for _ in range(2):
+            with pytest.raises(OSError):
+                shared.publish()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, handler)
+    shared.publish()
+    lines = (tmp_path / "history" / "1.jsonl").read_text().splitlines()
+    assert [json.loads(line)["number"] for line in lines] == list(range(100))
 
 
 def test_a_trail_that_is_put_aside_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

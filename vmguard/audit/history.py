@@ -146,6 +146,8 @@ def read(wanted: Wanted, paths: Optional[Sequence[str]] = None) -> List[Event]:
     try:
         for file in _opened() if paths is None else [open(path, "rb") for path in paths]:
             with file:
+                if paths is None and os.fstat(file.fileno()).st_mtime < wanted.since:
+                    continue  # all of it is older
                 found += [event for event in parsed(file) if wanted.takes(event)]
     except OSError as error:
         raise _unreadable(error) from error

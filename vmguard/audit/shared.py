@@ -50,8 +50,15 @@ def publish() -> None:
         json.dump({"inode": where[0], "offset": where[1]}, file)
     os.makedirs(place, mode=0o700, exist_ok=True)
     target = os.path.join(place, f"{config.host_id}.jsonl")
-    with open(target, "ab") as out:
-        out.write(b"".join(line + b"\n" for line in lines))
+    with open(target, "ab", buffering=0) as out:
+        before = out.tell()
+        data = b"".join(line + b"\n" for line in lines)
+        try:
+            while data:
+                data = data[out.write(data) :]
+        except OSError:
+            os.ftruncate(out.fileno(), before)  # the store is full: it is copied whole when there is room
+            raise
         size = out.tell()
     if size > events.MAX_BYTES:
         os.rename(target, target + ".1")
