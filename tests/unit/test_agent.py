@@ -2,6 +2,7 @@
 """The parts of vmguardd that need no host: who runs, what wakes it, what is a conflict, how children end."""
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -614,6 +615,54 @@ def test_a_change_is_judged_though_another_definition_went(tmp_path: Path, monke
 
     asyncio.run(asyncio.wait_for(turn(), 10))
     assert turns == [[], ["gone.xml", "web.xml"], ["db.xml", "web.xml"]]
+
+
+def test_definitions_that_could_not_be_judged_at_first_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the host has just started: nobody may ever change them."""
+    monkeypatch.setattr(paths, "RUN", str(tmp_path))
+    monkeypatch.setattr(defining, "_AGAIN", 0.0)
+    turns: List[bool] = []
+    wrong = {"domain": "web", "rule": "VMG101", "severity": "error", "what": "", "text": "", "remedy": "", "suppressed": False}
+
+    async def lint(words: List[str], _stdin: str, _seconds: float) -> work.Ended:
+        turns.append("--all" in words)
+        return work.Ended(True, "nothing answers" if len(turns) < 3 else json.dumps({"findings": [wrong]}))
+
+    monkeypatch.setattr(work, "program", lint)
+
+    async def turn() -> None:
+        keeping = asyncio.ensure_future(defining.Definitions(lambda *_words, **_data: None).keep())
+        while not defining.known():
+            await asyncio.sleep(0.01)
+        keeping.cancel()
+
+    asyncio.run(asyncio.wait_for(turn(), 10))
+    assert turns == [True] * 3
+
+
+def test_many_events_at_once_are_not_as_many_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five hundred guests lose their leases at one moment; each is told, in its turn."""
+    running, most, told = [0], [0], []
+
+    async def program(_words: List[str], line: str, _seconds: float) -> work.Ended:
+        running[0] += 1
+        most[0] = max(most[0], running[0])
+        await asyncio.sleep(0.001)
+        running[0] -= 1
+        told.append(json.loads(line)["number"])
+        return work.Ended(True, status=0)
+
+    monkeypatch.setattr(work, "program", program)
+
+    async def storm() -> None:
+        agent = daemon.Agent()
+        agent._config = Config(store="/x", cluster="abcd", host_id=1, command="/bin/mail")
+        for number in range(500):
+            agent._run_command("alarm", "", number=number)
+        await asyncio.gather(*agent._acting)
+
+    asyncio.run(storm())
+    assert len(told) == 500 and most[0] <= daemon._COMMANDS
 
 
 def test_a_record_of_before_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,6 +44,9 @@ _RELEASED = 3.0
 # What could not be given back then is tried again so often. Seconds.
 _SWEPT_AGAIN = 30.0
 
+# Programs of the administrator's that run at a time: five hundred guests may come to have something to tell at once.
+_COMMANDS = 4
+
 _LASTING = ("alarm", "not-inspected", "unidentified", "conflict")
 
 _CODE = "import sys; sys.path.insert(0, sys.argv[1]); from vmguard.agent.acting import main; sys.exit(main(sys.argv[2:]))"
@@ -69,6 +72,7 @@ class Agent:
         self._config: Optional[Config] = None
         self._read: Tuple[Tuple[Any, ...], ...] = ()  # which files that was in, and when they were written
         self._told_of_config = ""
+        self._commands = asyncio.Semaphore(_COMMANDS)
 
     # -- what wakes it ---------------------------------------------------------------------------------------------------
 
@@ -332,7 +336,7 @@ class Agent:
         command = self._config.command if self._config is not None else None
         if command:
             line = json.dumps({"event": event, "text": text, "host": host.name(), **data}, default=str)
-            self._begin(_run_command(command, line))
+            self._begin(_run_command(command, line, self._commands))
 
     def _begin(self, what: Any) -> None:
         task = asyncio.ensure_future(what)
@@ -399,9 +403,10 @@ async def _keep_alive(seconds: float) -> None:
         await asyncio.sleep(seconds)
 
 
-async def _run_command(command: str, line: str) -> None:
+async def _run_command(command: str, line: str, turns: asyncio.Semaphore) -> None:
     try:
-        done = await work.program([command], line + "\n", 30)
+        async with turns:
+            done = await work.program([command], line + "\n", 30)
         if done.status != 0:
             events.record("command-failed", f"{command}: status {done.status}: {done.text[:500]}")
     except OSError as error:
