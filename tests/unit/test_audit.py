@@ -8,17 +8,19 @@ import resource
 import signal
 import socket
 import subprocess
+import threading
 import time
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, Iterator, List
 
 import pytest
 
 from vmguard import events, hook, host, instance, paths
-from vmguard.audit import history, monitor, shared, timeline
-from vmguard.audit.held import AllHeld
+from vmguard.audit import history, monitor, openers, shared, timeline
+from vmguard.audit.held import AllHeld, Held
 from vmguard.audit.history import Wanted
+from vmguard.audit.openers import Openers
 from vmguard.claims import LIES_UNDER, Claim, Mode
 from vmguard.cli import main
 from vmguard.config import Config
@@ -488,13 +490,16 @@ def test_resized_renamed_removed(seen: Watched) -> None:
 
 def test_a_number_that_is_another_devices_now(seen: Watched) -> None:
     """The guest is gone, another has a volume with the same number: neither was it resized, nor is it left unwatched."""
-    now: List[Any] = []
+    now: List[List[str]] = []
 
-    class Files:
-        def watch(self, paths: List[str]) -> None:
-            now.append(paths)
+    class Watching:
+        def watch(self, held: Dict[str, Any]) -> None:
+            now.append(list(held))
 
-    seen.monitor._files = Files()  # type: ignore[assignment]
+        def look(self) -> None:
+            pass
+
+    seen.monitor._openers = Watching()  # type: ignore[assignment]
     claim = Claim("lvm:a/c", Mode.EXCLUSIVE, "disk vda", "/dev/vg/other", "the guest may write it", device="253:4")
     for one in instance.load_all():
         instance.forget(one)
@@ -503,7 +508,6 @@ def test_a_number_that_is_another_devices_now(seen: Watched) -> None:
         seen.put(seen.device / path, text)
     assert seen.happens() == []
     seen.monitor.look()
-    seen.monitor._thread.shutdown()
     assert now == [["/dev/vg/other"]], "what an event has shown is watched from the next look on"
 
 
@@ -613,10 +617,10 @@ def test_a_host_on_which_nobody_has_watched_so_far(seen: Watched, ago: float, wo
 def test_what_got_lost_is_unseen(seen: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
     """Somebody opens held files faster than anybody can look: what he wrote among that cannot be told, and is not hidden."""
     monkeypatch.setattr(inotify.os, "read", lambda _fd, _size: inotify._EVENT.pack(-1, inotify._OVERFLOW, 0, 0))
-    seen.monitor._files = inotify.Files()
-    seen.monitor._opened()
+    openers = Openers(seen.monitor._about, seen.monitor._unseen, lambda _: True)
+    openers.happened()
     assert [one["event"] for one in seen.told] == ["unseen"] and "inotify" in seen.told[0]["text"]
-    seen.monitor._files.close()
+    openers.close()
 
 
 def test_what_vanishes_while_others_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -642,6 +646,24 @@ def test_what_vanishes_while_others_are_forgotten(tmp_path: Path, monkeypatch: p
     files.close()
 
 
+def test_what_is_held_is_disks_of_all_kinds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shared or alone; a pool's volume by its device, as the definition has no path of it."""
+    monkeypatch.setattr(paths, "RUN", str(tmp_path))
+    made = [
+        Claim("a", Mode.SHARED, "disk hda", "/srv/tools.iso", "the guest reads it"),
+        Claim("b", Mode.EXCLUSIVE, "disk vdb", "volume x of pool y", "the guest may write it", device="253:7"),
+        Claim("c", Mode.EXCLUSIVE, "disk vdc", "volume z of pool y", "the guest may write it"),
+        Claim("vm:u", Mode.EXCLUSIVE, "the domain itself", "web", "one uuid runs once"),
+    ]
+    for name in ("web", "db"):
+        instance.write(Instance(name, "u", name, "", Process(1, 1), "running", tuple(map(Want, made)), 0))
+    all_ = AllHeld()
+    assert all_.refresh()
+    assert {path: [one.domain for one in found] for path, found in all_.paths().items()} == {
+        "/srv/tools.iso": ["db", "web"], "/dev/block/253:7": ["db", "web"],
+    }  # fmt: skip
+
+
 def test_records_that_are_written_at_once(seen: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
     """Within one step of the clock of files: a look between the two sees the first, and the folder is as old after the second."""
     now = time.time_ns()
@@ -657,14 +679,6 @@ def test_records_that_are_written_at_once(seen: Watched, monkeypatch: pytest.Mon
     assert [one.path for one in all_] == ["/dev/vg/web"]
 
 
-def test_nothing_is_kept_of_what_is_held_no_longer(seen: Watched) -> None:
-    """A host for tests starts a million guests, each on an image of its own."""
-    seen.monitor._searched = {"/dev/vg/web": 1.0, "/gone": 1.0}
-    instance.write(Instance("j", "v", "db", "", Process(1, 1), "running", (), 0))
-    seen.monitor.look()
-    assert seen.monitor._searched == {"/dev/vg/web": 1.0}
-
-
 def test_another_guest_is_no_change(seen: Watched) -> None:
     instance.write(Instance("j", "v", "db", "", Process(1, 1), "running", (), 0))
     seen.monitor.look()
@@ -672,19 +686,212 @@ def test_another_guest_is_no_change(seen: Watched) -> None:
 
 
 def test_who_has_it_open_for_writing(tmp_path: Path) -> None:
-    path = tmp_path / "disk"
-    path.write_bytes(b"x")
-    with open(path, "rb") as readable:
+    names = [tmp_path / name for name in ("disk", "link", "other")]
+    for path in (names[0], names[2]):
+        path.write_bytes(b"x")
+    names[1].hardlink_to(names[0]) if hasattr(Path, "hardlink_to") else os.link(names[0], names[1])
+    with open(names[0], "rb") as readable:
         reader = subprocess.Popen(["sleep", "60"], pass_fds=[readable.fileno()])
-    with open(path, "ab") as writable:
+    with open(names[0], "ab") as writable:
         writer = subprocess.Popen(["sleep", "60"], pass_fds=[writable.fileno()])
     try:
-        assert monitor.writers(str(path)) == [(writer.pid, "sleep")]
+        found = openers.writers([*map(str, names), str(tmp_path / "none")])
+        assert [found.pop(str(name)) for name in names[:2]] == [[(writer.pid, "sleep")]] * 2
+        assert list(found.values()) == [[], []]
     finally:
         for one in (reader, writer):
             one.kill()
             one.wait()
-    assert monitor.writers(str(tmp_path / "none")) == []
+
+
+class Watching:
+    """Openers of real files, held by guests; each has a QEMU if it is said so."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, quiet: bool = True) -> None:
+        patch.setattr(openers, "_AGAIN", 0.05)
+        patch.setattr(openers, "_PAUSE", 0.05)
+        patch.setattr(host, "qemu_processes", lambda: tuple(self.qemus))
+        self.qemus: List[host.Qemu] = []
+        self.told: List[Any] = []
+        self.openers = Openers(self.about, lambda text: self.told.append(("unseen", text)), lambda _: quiet)
+        asyncio.get_running_loop().add_reader(self.openers.fileno(), self.openers.happened)
+
+    def about(self, one: Held, event: str, text: str, **data: Any) -> None:
+        self.told.append((event, text, one.domain, data.get("pid")))
+
+    async def hold(self, *held: Held) -> None:
+        class These(AllHeld):
+            def __iter__(self) -> Iterator[Held]:
+                return iter(held)
+
+        self.openers.watch(These().paths())
+        await self.settled()
+
+    async def settled(self) -> None:
+        await asyncio.sleep(0.05)
+        while self.openers._task is not None and not self.openers._task.done():
+            await asyncio.sleep(0.01)
+
+    def events(self) -> List[Any]:
+        found, self.told = self.told, []
+        return found
+
+
+def watching(patch: pytest.MonkeyPatch, what: Any, **more: Any) -> None:
+    async def run() -> None:
+        one = Watching(patch, **more)
+        try:
+            await asyncio.wait_for(what(one), 30)
+        finally:
+            asyncio.get_running_loop().remove_reader(one.openers.fileno())
+            one.openers.close()
+
+    asyncio.run(run())
+
+
+def held(path: Path, domain: str = "web") -> Held:
+    return Held(str(path), "file:1", "", domain, "uuid-of-" + domain, 0.0)
+
+
+def test_readers_are_told_of_who_writes_what_they_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A base image that several guests read, by whichever name: a writer of it is told once, the guests' own QEMUs are not."""
+    base, link = tmp_path / "base", tmp_path / "link"
+    base.write_bytes(b"x")
+    link.symlink_to(base)
+
+    async def what(one: Watching) -> None:
+        await one.hold(held(base), held(base, "db"), held(link, "mail"))
+        with open(base, "ab") as file:
+            writer = subprocess.Popen(["sleep", "60"], pass_fds=[file.fileno()])
+        try:
+            one.qemus = [host.Qemu(Process(writer.pid, 1), "uuid-of-db", "db", False, ())]
+            await one.settled()
+            assert not one.events(), "a guest that shares it writes it, by whichever name"
+            one.qemus = []
+            await asyncio.sleep(0.1)
+            base.open("rb").close()
+            await one.settled()
+            assert {(event[0], event[2], event[3]) for event in one.events()} == {
+                ("opened", domain, writer.pid) for domain in ("web", "mail")
+            }, "once for each name"
+            base.open("rb").close()
+            await one.settled()
+            assert not one.events(), "he is known"
+            await one.hold(held(base, "db"))
+        finally:
+            writer.kill()
+            writer.wait()
+        base.open("ab").close()
+        await one.settled()
+        base.write_bytes(b"y")
+        await asyncio.sleep(0.1)
+        await one.settled()
+        assert "db" in [event[2] for event in one.events()], "one guest has ended, and the others are watched over still"
+
+    watching(monkeypatch, what)
+
+
+def test_who_had_it_open_before_it_was_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the guest was started, or before the agent was."""
+    disk = tmp_path / "disk"
+    disk.write_bytes(b"x")
+
+    async def what(one: Watching) -> None:
+        with open(disk, "ab") as file:
+            writer = subprocess.Popen(["sleep", "60"], pass_fds=[file.fileno()])
+        try:
+            await one.hold(held(disk))
+            assert [(event[0], event[3]) for event in one.events()] == [("opened", writer.pid)]
+            await one.hold(held(disk), held(disk, "db"))
+            assert not one.events(), "he is known"
+        finally:
+            writer.kill()
+            writer.wait()
+
+    watching(monkeypatch, what)
+
+
+def test_libvirts_own_writer_of_logs_is_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def what(one: Watching) -> None:
+        monkeypatch.setattr(openers, "writers", lambda paths: {path: [(7, "virtlogd"), (8, "dd")] for path in paths})
+        await one.hold(held(tmp_path / "log"))
+        assert [event[3] for event in one.events()] == [8]
+
+    watching(monkeypatch, what)
+
+
+@pytest.mark.parametrize("how, word, text", [
+    ("unlink", "removed", "was removed"), ("replace", "removed", "another file"), ("rename", "renamed", "another name"),
+])  # fmt: skip
+def test_a_file_that_loses_its_name(
+    how: str, word: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under its guest, which goes on with it."""
+    disk, other = tmp_path / "disk", tmp_path / "other"
+    disk.write_bytes(b"x")
+    other.write_bytes(b"y")
+
+    async def what(one: Watching) -> None:
+        await one.hold(held(disk))
+        with open(disk, "rb"):
+            disk.chmod(0o600)
+            await one.settled()
+            assert not one.events()
+            {"unlink": disk.unlink, "replace": lambda: other.replace(disk), "rename": lambda: disk.rename(tmp_path / "x")}[how]()
+            await one.settled()
+            ((event, words, domain, _),) = one.events()
+            assert (event, domain) == (word, "web") and text in words
+            os.utime(tmp_path / "x") if how == "rename" else None
+            await one.settled()
+            assert not one.events(), "that is known"
+
+    watching(monkeypatch, what)
+
+
+def test_a_folder_is_not_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The state of a TPM, which swtpm writes for the guest; a folder that virtiofsd serves."""
+    async def what(one: Watching) -> None:
+        await one.hold(held(tmp_path))
+        (tmp_path / "state").write_text("x")
+        await one.settled()
+        assert not one.events()
+
+    watching(monkeypatch, what)
+
+
+def test_what_is_written_by_somebody_who_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = tmp_path / "disk"
+    disk.write_bytes(b"x")
+
+    async def what(one: Watching) -> None:
+        await one.hold(held(disk))
+        disk.write_bytes(b"y")
+        await one.settled()
+        assert [event[1] for event in one.events()] == ["somebody had it open for writing, who has ended already"]
+
+    watching(monkeypatch, what)
+
+
+def test_storage_that_hangs_and_a_kernel_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot be seen is said, once; an agent that is blind looks as one that sees nothing."""
+    monkeypatch.setattr(openers, "_HANGS", 0.0)
+    go_on = threading.Event()
+
+    async def what(one: Watching) -> None:
+        monkeypatch.setattr(one.openers._files, "watch", lambda _: not go_on.wait(10))
+        one.openers._held = {"/x": []}
+        one.openers.watch({})
+        for _ in range(3):
+            await asyncio.sleep(0.01)
+            one.openers.look()
+        assert [text for _, text in one.events()] == ["who opens held volumes cannot be seen: storage hangs"]
+        go_on.set()
+        for _ in range(3):
+            await asyncio.sleep(0.05)
+            one.openers.look()
+        assert ["max_user_watches" in text for _, text in one.events()] == [True]
+
+    watching(monkeypatch, what)
 
 
 # -- of several hosts --------------------------------------------------------------------------------------------------
