@@ -425,6 +425,13 @@ def test_the_picture_is_xml_and_shows_all() -> None:
     assert ElementTree.fromstring(timeline.draw("/x", [], [], [], 2000)) is not None
 
 
+def test_the_picture_of_a_host_whose_clock_was_not_set_yet() -> None:
+    """What was written down in 1970 stands beside the present."""
+    found = [started(0), event(1.8e9, "released", instance="u.1", disks=[DISK])]
+    text = timeline.draw("/dev/vg/web", history.spans(found), found, [], 1.8e9)
+    assert ElementTree.fromstring(text) is not None and text.count('class="grid"') <= 9
+
+
 def test_the_picture_of_an_image_that_thousands_had() -> None:
     """A base image, and a guest for each test run: the work grows with what is drawn, not with its square."""
     found = [event(at, "held", domain=f"d{at}", instance=f"u.{at}", disks=[DISK]) for at in range(4000)]

@@ -158,6 +158,9 @@ def test_alert_rules_name_what_there_is() -> None:
     names = set(re.findall(r"^# TYPE (\S+)", metrics.page(report(), False, counts, (0.1, 0.1)), re.M))
     used = {re.sub(r"_bucket$", "", name) for name in re.findall(r"\bvmguard_\w+", "".join(re.findall(r"expr:.*\n.*", text)))}
     assert used and used <= names, used - names
+    # A rule of which the labels of two figures do not match never fires, and is valid.
+    tested = set(re.findall(r"alertname: (\w+)", (rules.parent / "vmguard.test.yml").read_text()))
+    assert set(re.findall(r"alert: (\w+)", text)) == tested
     promtool("check", "rules", rules)
     promtool("test", "rules", "vmguard.test.yml")
 
