@@ -256,6 +256,32 @@ def test_whoever_follows_misses_nothing(log: Path) -> None:
     assert heard == list(range(60))
 
 
+def test_a_line_that_is_just_being_written(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its process waits for the processor, meanwhile others put the file aside, and whoever follows goes on to the next."""
+    events.record("refused", "x" * 3100, number=0)
+    events.record("refused", number=1)
+    _, place = history.read_on(Wanted())
+    looks = iter(range(1000))
+    monkeypatch.setattr(history.time, "sleep", lambda _: next(looks))
+    following = history.follow(Wanted(), place)
+    real, heard = os.write, []
+
+    def late(fd: int, data: bytes) -> int:
+        monkeypatch.setattr(os, "write", real)
+        events.record("refused", "x" * 3100, number=2)
+        events.record("refused", number=3)
+        heard.extend(next(following)["number"] for _ in range(2))
+        return real(fd, data)
+
+    monkeypatch.setattr(os, "write", late)
+    events.record("refused", number=4)
+    events.record("refused", number=5)
+    heard += [next(following)["number"] for _ in range(2)]
+    assert heard == [2, 3, 4, 5]
+    events.record("refused", "x" * 3100, number=6)
+    assert os.path.exists(events.path() + ".1"), "it is put aside by the next"
+
+
 def test_a_file_that_is_put_aside_while_all_are_read(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The newest has become the one before it by the time that its turn comes."""
     for number in range(40):
