@@ -208,15 +208,23 @@ def _name(element: Optional["Element"], line: int) -> str:
     return element.text
 
 
-def _uuid(element: Optional["Element"]) -> str:
+def uuid_in(text: str) -> str:
     """
-    A uuid in the one form that everything else here compares; "" if there is none (libvirt makes one up at start).
+    A uuid in the one form that everything else here compares; "" where the text is none.
 
     Like libvirt, which takes 32 hexadecimal digits with blanks around and blanks and dashes between them.
     """
+    digits = text.strip(" \t\r\n\v\f").replace("-", "").replace(" ", "").lower()
+    if len(digits) != 32 or not all(digit in "0123456789abcdef" for digit in digits):
+        return ""
+    return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
+
+
+def _uuid(element: Optional["Element"]) -> str:
+    """The uuid of a domain; "" if there is none (libvirt makes one up at start)."""
     if element is None or not element.text:
         return ""
-    digits = element.text.strip(" \t\r\n\v\f").replace("-", "").replace(" ", "").lower()
-    if len(digits) != 32 or not all(digit in "0123456789abcdef" for digit in digits):
+    found = uuid_in(element.text)
+    if not found:
         raise BadDomain("its uuid is malformed", element.line)
-    return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
+    return found

@@ -17,7 +17,7 @@ import time
 from vmguard import events, host, hostlock, instance, libvirtstate, paths
 from vmguard._typing import List, Optional, Sequence, Tuple
 from vmguard.config import load
-from vmguard.errors import CannotTell, Error, Refused
+from vmguard.errors import CannotTell, Error, Refused, about
 from vmguard.instance import Instance
 from vmguard.leases import Lease, client
 from vmguard.report import message, of_running, sentence
@@ -136,7 +136,8 @@ def _make_good(instance_id: str) -> None:
             break
         except Refused as error:
             # As in `started`: its lease is lost, or a second writer is proven.
-            events.record("ended", sentence(error, held.name), domain=held.name, uuid=held.uuid, pid=qemu.pid)
+            whose = {"domain": held.name, "uuid": held.uuid, "pid": qemu.pid}
+            events.record("ended", sentence(error, held.name), **whose, **about(error))
             if host.alive(qemu):
                 import signal  # every hook loads this module, and hardly one comes here
 

@@ -11,7 +11,7 @@ The four branches say what the caller may conclude:
     BadRequest   what the user asked of a command makes no sense
 """
 
-from vmguard._typing import TYPE_CHECKING, NamedTuple, Optional, Sequence
+from vmguard._typing import TYPE_CHECKING, Dict, NamedTuple, Optional, Sequence
 
 if TYPE_CHECKING:
     from vmguard.claims import Claim
@@ -295,3 +295,17 @@ class BadRequest(Error):
 
 class NotYet(BadRequest):
     """A command cannot do it at this moment: the same, asked again later, makes sense."""
+
+
+def about(error: Error) -> Dict[str, str]:
+    """What an error is about, for the log, where it is looked for by any name: the storage, and the domain in the way."""
+    claim: Optional[Claim] = getattr(error, "claim", None) or getattr(error, "second", None)
+    found: Dict[str, Optional[str]] = {}
+    if claim is not None and not claim.identity.startswith("vm:"):
+        found.update(path=claim.path, identity=claim.identity)
+    elif isinstance(error, (UsedByHost, Unguardable, Unresolvable)):
+        found.update(path=error.path)
+    holders: Sequence[Holder] = getattr(error, "holders", ())
+    if holders:
+        found.update(holder=holders[0].domain, holder_uuid=holders[0].uuid)
+    return {key: value for key, value in found.items() if value}

@@ -12,6 +12,7 @@ import time
 from vmguard import paths
 from vmguard._light import dumps
 from vmguard._typing import Any, List
+from vmguard.text import lines
 
 # Of this size a file is put aside, and so many of them are kept: a year of a busy host, some hundred bytes an event.
 MAX_BYTES = 16 * 1024 * 1024
@@ -45,7 +46,7 @@ def record(event: str, text: str = "", **data: Any) -> None:
     entry = {"time": time.time(), "host": os.uname().nodename, "event": event, **data, "text": text}
     try:
         os.makedirs(paths.LOG, mode=0o750, exist_ok=True)
-        fd = os.open(path(), os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        fd = _open()
         try:
             os.write(fd, dumps(entry, anything=True).encode() + b"\n")  # one write: lines of two hooks do not mix
             if os.fstat(fd).st_size > MAX_BYTES:
@@ -57,8 +58,30 @@ def record(event: str, text: str = "", **data: Any) -> None:
     _tell_system(entry)
 
 
+def _open() -> int:
+    """The file that events go to. Nobody puts it aside while we write: whoever follows it would have gone on to the next."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+    fd = os.open(path(), flags, 0o640)
+    for _ in range(2):
+        if _stays(fd):
+            break
+        os.close(fd)
+        fd = os.open(path(), flags, 0o640)
+    return fd
+
+
+def _stays(fd: int) -> bool:
+    import fcntl
+
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return os.fstat(fd).st_ino == os.stat(path()).st_ino
+    except OSError:
+        return False  # it is just being put aside
+
+
 def _rotate(fd: int) -> None:
-    """Put the file aside, if nobody else just does. Who has it open still writes his line to it: it is not lost."""
+    """Put the file aside, if nobody else just does, or writes to it."""
     import fcntl
 
     try:
@@ -79,7 +102,7 @@ def _line(entry: Any) -> str:
     """What has happened, and to whom."""
     text, domain = entry["text"], entry.get("domain") or ""
     whose = f"{domain}: " if text and domain and domain not in text else ""
-    return f"{entry['event']}: {whose}{text or domain}"
+    return lines(f"{entry['event']}: {whose}{text or domain}")
 
 
 def _tell_system(entry: Any) -> None:

@@ -8,7 +8,7 @@ leases of this host that no record explains, remains of lease files, and damaged
 
 import os
 
-from vmguard import events, host, hostlock, instance
+from vmguard import events, host, hostlock, instance, marks
 from vmguard._typing import Callable, Dict, List, NamedTuple, Optional, Set
 from vmguard.config import load
 from vmguard.errors import BadRequest, Misconfigured, RecordBroken, StoreBroken
@@ -27,7 +27,7 @@ NEWER = "was made by a newer version of sanlock: update sanlock on this host"
 class Found(NamedTuple):
     """One thing that gc came upon."""
 
-    what: str  # "record", "start", "lease", "temporary file", "damaged lease", "newer lease", "damaged store"
+    what: str  # "record", "start", "lease", "mark", "temporary file", "damaged lease", "newer lease", "damaged store"
     text: str  # what it is, and what was done or has to be done
     mended: bool
 
@@ -62,6 +62,7 @@ def collect(
             found += [_swept(one) for one in before.values() if one.id not in left]
         found += _unended_starts(begun, is_off, this, dry_run)
         found += _unexplained_leases(this, dry_run)
+        found += _stray_marks(dry_run)
         found += [Found("temporary file", plain(path), not dry_run) for path in _leftovers(this, dry_run)]
         found += _put_back(this, dry_run)
         found += _damaged(this, repair and not dry_run, force)
@@ -158,6 +159,17 @@ def _write_out(name: str, identity: Optional[str], this: Here) -> None:
             flush(note.path)
         except OSError as error:
             events.record("not-drained", f"{note.path} was not written out: {error.strerror}", identity=identity)
+
+
+def _stray_marks(dry_run: bool) -> List[Found]:
+    """Of guests whose record could not be read: udev hides the device from its host, whatever it has come to be."""
+    found = []
+    for name in marks.stray(instance.load_all()):
+        text = f"udev takes the device {plain(name)} for a guest's, and no record does"
+        if not dry_run:
+            marks.remove(name)
+        found.append(Found("mark", text if dry_run else f"{text}: taken away", not dry_run))
+    return found
 
 
 def _leftovers(this: Here, dry_run: bool) -> List[str]:

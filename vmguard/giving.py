@@ -84,6 +84,7 @@ def over(one: Instance) -> Instance:
     sanlock may not answer then, or this process be killed: what is left to do, the next sweep does.
     """
     if one.state in ("held", "running"):
+        events.record("released", **instance.account(one))
         one = one._replace(state="over")
         instance.write(one)
     return one
@@ -106,8 +107,6 @@ def end(one: Instance, this: Here, by_errand: bool = True) -> Optional[Instance]
         from vmguard import marks  # guests on files do without
 
         marks.drop(one.wants, others)
-    if one.state in ("held", "running", "over"):
-        events.record("released", **instance.account(one))
     one = over(one)
     with client.Connection() as connection:
         for want in one.wants:

@@ -41,7 +41,7 @@ from vmguard.claims import Needs, claim_on_itself, late_needs, needs_of
 from vmguard.config import load
 from vmguard.deadline import orphaned, step, tolerate
 from vmguard.domain import Domain, parse, who
-from vmguard.errors import Error, InUse, Late, LocalStore, NotComing, NoWatchdog
+from vmguard.errors import Error, InUse, Late, LocalStore, NotComing, NoWatchdog, about
 from vmguard.giving import end, over, sweep
 from vmguard.holders import local
 from vmguard.host import Process
@@ -184,6 +184,7 @@ def report_tolerated(domain: Domain, tolerance: Tolerance) -> None:
             domain=domain.name,
             uuid=domain.uuid,
             reason=tolerance.reason,
+            **about(objection),
         )
 
 
@@ -214,6 +215,7 @@ def _add(one: Instance, needs: Needs, this: Here, tolerance: Tolerance) -> Insta
         one = one._replace(wants=one.wants + taken.wants)
         instance.write(one)
         instance.forget(extra)
+        instance.tell_held(one, taken.wants)
     if not needs.late:
         instance.unmark_late(one)
     return one

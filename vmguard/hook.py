@@ -21,7 +21,8 @@ from vmguard import deadline, events, guard, host
 from vmguard._typing import Callable, Dict, List
 from vmguard._xml import MAX_BYTES
 from vmguard.config import load
-from vmguard.errors import Error, Late, Misconfigured, Refused
+from vmguard.domain import who
+from vmguard.errors import Error, Late, Misconfigured, Refused, about
 from vmguard.report import bug_words, of_running, sentence
 
 REFUSE = 1
@@ -43,6 +44,14 @@ OPERATIONS: Dict[str, Operation] = {
 
 # Their standard output is the XML that libvirt goes on with; empty, it is the one that it gave.
 FILTERS: Dict[str, Filter] = {"migrate": guard.migrate, "restore": guard.restore}
+
+
+def _whose(name: str, xml: bytes) -> Dict[str, str]:
+    """The domain, for the log. One whose definition cannot be understood has a name at least: libvirt's."""
+    try:
+        return {"domain": name, "uuid": who(xml)[1]}
+    except Error:
+        return {"domain": name}
 
 
 def status_of(operation: str, error: Error) -> int:
@@ -72,7 +81,8 @@ def answer(operation: str, name: str, xml: bytes, libvirtd: int) -> deadline.Out
         text = sentence(error, name) if status else of_running(error, name)
         event = {REFUSE: "refused", END_GUEST: "ended"}.get(status, "alarm")
         took = round(time.clock_gettime(time.CLOCK_BOOTTIME) - host.began(), 3)
-        events.record(event, text, domain=name, operation=operation, error=type(error).__name__, took=took)
+        data = {"operation": operation, "error": type(error).__name__, "took": took, **about(error)}
+        events.record(event, text, **_whose(name, xml), **data)
         if operation in LATER and not status:
             guard.leave_to_errand(name)
         return status, text
@@ -89,12 +99,13 @@ def outcome_of(operation: str, name: str, xml: bytes, libvirtd: int) -> deadline
     except Late as error:
         status = 0 if error.tolerated else status_of(operation, error)
         text = sentence(error, name) if status else of_running(error, name)
-        events.record("refused" if status else "late", text, domain=name, operation=operation, reason=error.tolerated)
+        whose = _whose(name, xml)
+        events.record("refused" if status else "late", text, **whose, operation=operation, reason=error.tolerated)
         if operation in LATER:
             guard.leave_to_errand(name)
         return status, text
     except deadline.Bug as bug:
-        events.record("bug", str(bug), domain=name, operation=operation)
+        events.record("bug", str(bug), **_whose(name, xml), operation=operation)
         return status_of(operation, Error()), bug_words(name)
 
 
@@ -106,7 +117,7 @@ def main(arguments: List[str]) -> int:
     xml = sys.stdin.buffer.read(MAX_BYTES + 1)
     status, text = outcome_of(operation, name, xml, libvirtd)
     if status and guard.only_watches():
-        events.record("would-refuse", text, domain=name, operation=operation)
+        events.record("would-refuse", text, **_whose(name, xml), operation=operation)
         return 0
     if status:
         os.write(2, (text + "\n").encode("utf-8", "backslashreplace"))

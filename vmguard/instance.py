@@ -17,7 +17,7 @@ States of a record:
 
 import os
 
-from vmguard import paths
+from vmguard import events, paths
 from vmguard._light import dumps, loads
 from vmguard._typing import Any, Dict, List, NamedTuple, Optional, Tuple
 from vmguard.claims import LIES_UNDER, Claim, Mode
@@ -148,6 +148,13 @@ def account(instance: Instance) -> Dict[str, Any]:
         "boot": instance.boot_id,
         "disks": disks[:_DISKS_NAMED],
     }
+
+
+def tell_held(instance: Instance, wants: Tuple[Want, ...]) -> None:
+    """Write down what a guest has come to have since its start, as `held` does of the start."""
+    account_ = account(instance._replace(wants=wants))
+    if account_["disks"]:
+        events.record("held", **account_)
 
 
 def write(instance: Instance) -> None:

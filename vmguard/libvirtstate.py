@@ -18,6 +18,7 @@ class State(NamedTuple):
 
     state: str
     reason: str
+    jobs: bool = False  # block jobs run, which do not need the guest's processors
 
     @property
     def has_come(self) -> bool:
@@ -60,7 +61,9 @@ def of(name: str, pid: int) -> Optional[State]:
     found = _document(name)
     if found is None or found[1].get("pid") != str(pid):
         return None
-    return State(found[1].get("state") or "", found[1].get("reason") or "")
+    jobs = found[1].first("blockjobs")
+    busy = jobs is not None and jobs.get("active") == "yes"
+    return State(found[1].get("state") or "", found[1].get("reason") or "", busy)
 
 
 def definition(name: str, pid: int) -> Optional[bytes]:

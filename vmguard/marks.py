@@ -72,11 +72,25 @@ def drop(wants: Iterable[Want], others: Iterable[Instance]) -> None:
             put(other, theirs)
             gone -= {want.claim.device for want in theirs}
     for device in gone:
-        try:
-            os.unlink(os.path.join(_folder(), device))
-        except OSError:
-            continue
-        _trigger(device)
+        remove(device)
+
+
+def stray(records: Iterable[Instance]) -> List[str]:
+    """What is in the folder for no record: a device that no guest has would be hidden from its host. Under the host lock."""
+    known = {want.claim.device for one in records for want in marked(one.wants)}
+    try:
+        return sorted(set(os.listdir(_folder())) - known)
+    except OSError:
+        return []
+
+
+def remove(device: str) -> None:
+    """Let the host have this device back."""
+    try:
+        os.unlink(os.path.join(_folder(), device))
+    except OSError:
+        return
+    _trigger(device)
 
 
 def _trigger(device: str) -> None:

@@ -8,7 +8,7 @@ From then on sanlock frees them when QEMU dies, and kills QEMU when they are los
 import time
 
 from vmguard import host, instance, libvirtstate
-from vmguard._typing import Dict, Iterable, Optional, Tuple
+from vmguard._typing import Dict, Iterable, Optional, Sequence, Tuple
 from vmguard.claims import Mode
 from vmguard.errors import LeaseLost, SanlockFailed
 from vmguard.holders import gone
@@ -49,6 +49,16 @@ def record_of(qemu: Qemu, records: Iterable[Instance]) -> Optional[Instance]:
     found = [one for one in records if one.qemu == qemu.process]
     found = found or [one for one in records if one.qemu is None and one.uuid == qemu.uuid]
     return found[0] if found else None
+
+
+def is_known(qemu: Qemu, records: Sequence[Instance]) -> bool:
+    """
+    Whether a record is of this QEMU; or of an emulator that runs it as its child: what libvirt has started has the leases.
+    """
+    if record_of(qemu, records) is not None:
+        return True
+    mine = [one.qemu.pid for one in records if one.uuid == qemu.uuid and one.qemu is not None]
+    return bool(mine) and not set(mine).isdisjoint(host.parents(qemu.process.pid))
 
 
 def _places(want: Want, this: Here) -> Tuple[Tuple[Lease, int], ...]:

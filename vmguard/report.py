@@ -33,34 +33,39 @@ CODES = {
 }
 
 
-def sentence(error: errors.Error, domain: str, now: Optional[float] = None) -> str:
+# What becomes of a start, in fact or if it were made.
+NOT_STARTED, WOULD_NOT = "was not started", "would not be started"
+
+
+def sentence(error: errors.Error, domain: str, now: Optional[float] = None, outcome: str = NOT_STARTED) -> str:
     """
     The text of a refusal. The first line says it all; the lines below say who, since when, and what to do.
 
     now: seconds since the epoch, for "since"; the present by default.
     """
-    lines = _REFUSALS.get(type(error), _anything)(error, domain, time.time() if now is None else now)
-    return "\n".join(lines)
+    return _text(f"domain {quoted(domain)} {outcome}", _words(error, domain, now))
 
 
 def of_running(error: errors.Error, domain: str, now: Optional[float] = None) -> str:
     """The same about a guest that runs, or has run: nobody was refusing its start. For the log of events."""
     if isinstance(error, errors.LeaseLost):
-        lines = [f"vmguard: domain {quoted(domain)}: the lease of {error.claim.what} was lost.", *_lost(error)]
         do = "see who has written it (`vmguard audit`), check its filesystem, then start the guest"
-        return "\n".join([*lines, f"  do:    {do}"])
-    return sentence(error, "", now).replace("vmguard: ", f"vmguard: domain {quoted(domain)}: ", 1)
+        lines = [f"the lease of {error.claim.what} was lost.", *_lost(error), f"  do:    {do}"]
+    else:
+        lines = _words(error, "", now)
+    return _text(f"domain {quoted(domain)}", lines)
 
 
 def bug_words(domain: str) -> str:
     """The text of a start that an error of vmguard's own has ended."""
-    return "\n".join(
+    return _text(
+        f"domain {quoted(domain)} {NOT_STARTED}",
         [
-            _head(domain, "an error in vmguard itself; nothing is known about its disks."),
+            "an error in vmguard itself; nothing is known about its disks.",
             f"  why:   {events.path()} has the trace",
             "  do:    start it again. If that fails too, report the trace; mode = off (vmguard.conf(5)) starts guests",
             "         unguarded meanwhile",
-        ]
+        ],
     )
 
 
@@ -72,7 +77,7 @@ def message(error: errors.Error) -> str:
         return f"{plain(error.where)}: {error.why}" + (f"\ndo:  {error.remedy}" if error.remedy else "")
     if isinstance(error, errors.BadRequest):
         return error.why + (f"\ndo:  {error.remedy}" if error.remedy else "")
-    return sentence(error, "")
+    return _text("", _words(error, "", None))
 
 
 def finding_words(finding: "Finding") -> str:
@@ -95,14 +100,20 @@ def not_open_words(claim: Claim) -> str:
     return "claimed, and QEMU does not have it open"
 
 
-# -- one function a kind -----------------------------------------------------------------------------------------------
+def _text(head: str, lines: List[str]) -> str:
+    """Who says it, about whom, and what."""
+    return "\n".join([": ".join(filter(None, ("vmguard", head, lines[0]))), *lines[1:]])
+
+
+def _words(error: errors.Error, domain: str, now: Optional[float]) -> List[str]:
+    return _REFUSALS.get(type(error), _anything)(error, domain, time.time() if now is None else now)
+
+
+# -- one function a kind: what is wrong, as a clause behind its head, and the lines below --------------------------------
+# domain: the one whose start is refused; "" where nobody starts anything.
 
 # What only a refused start is told.
 _AGAIN = ", then start it again"
-
-
-def _head(domain: str, why: str) -> str:
-    return f"vmguard: domain {quoted(domain)} was not started: {why}" if domain else f"vmguard: {why}"
 
 
 def _place(what: str, path: str) -> str:
@@ -114,7 +125,7 @@ def _in_use(error: errors.InUse, domain: str, now: float) -> List[str]:
     claim, holders = error.claim, error.holders
     itself = claim.identity.startswith("vm:")
     head = "it runs already." if itself else f"{claim.what} is in use."
-    lines = [_head(domain, head)]
+    lines = [head]
     if not itself:
         lines.append(_place(claim.what, claim.path))
         if not claim.why.startswith("the guest"):
@@ -178,7 +189,7 @@ def _in_use_remedy(error: errors.InUse, domain: str) -> str:
 
 def _used_by_host(error: errors.UsedByHost, domain: str, now: float) -> List[str]:
     return [
-        _head(domain, f"{error.what} is in use by this host itself."),
+        f"{error.what} is in use by this host itself.",
         _place(error.what, error.path),
         f"  by:    this host: {error.how}",
         "  do:    unmount or deactivate it on this host first, or give the domain another disk",
@@ -187,7 +198,7 @@ def _used_by_host(error: errors.UsedByHost, domain: str, now: float) -> List[str
 
 def _unguardable(error: errors.Unguardable, domain: str, now: float) -> List[str]:
     return [
-        _head(domain, f"{error.what} cannot be guarded."),
+        f"{error.what} cannot be guarded.",
         _place(error.what, error.path),
         f"  why:   {error.why}",
         f"  do:    name {plain(error.instead)} instead"
@@ -198,7 +209,7 @@ def _unguardable(error: errors.Unguardable, domain: str, now: float) -> List[str
 
 def _named_twice(error: errors.NamedTwice, domain: str, now: float) -> List[str]:
     return [
-        _head(domain, "it names one storage object twice, and writes it."),
+        "it names one storage object twice, and writes it.",
         f"  once:  {error.first.what}, {plain(error.first.path)}: {error.first.why}",
         f"  again: {error.second.what}, {plain(error.second.path)}: {error.second.why}",
         "  do:    take one of them out of the definition",
@@ -207,7 +218,7 @@ def _named_twice(error: errors.NamedTwice, domain: str, now: float) -> List[str]
 
 def _local_store(error: errors.LocalStore, domain: str, now: float) -> List[str]:
     return [
-        _head(domain, f"other hosts can see {error.claim.what}, but not the leases of this host."),
+        f"other hosts can see {error.claim.what}, but not the leases of this host.",
         f"{_place(error.claim.what, error.claim.path)}: {error.claim.why}",
         f"  store: {plain(error.store)}, which is local to this host",
         "  do:    put the leases on storage that all hosts share (vmguard setup --store DIR on each), or say that no",
@@ -217,7 +228,7 @@ def _local_store(error: errors.LocalStore, domain: str, now: float) -> List[str]
 
 def _no_watchdog(error: errors.NoWatchdog, domain: str, now: float) -> List[str]:
     return [
-        _head(domain, "if it lost its leases, it would run on, beside the next guest that gets its disks."),
+        "if it lost its leases, it would run on, beside the next guest that gets its disks.",
         "  why:   libvirt has not loaded its sanlock plugin, so sanlock could not stop QEMU; and sanlock runs without a",
         "         watchdog that would reset this host",
         "  do:    install the plugin (Debian 12: libvirt-sanlock), run vmguard setup, restart libvirtd (guests keep",
@@ -227,7 +238,7 @@ def _no_watchdog(error: errors.NoWatchdog, domain: str, now: float) -> List[str]
 
 def _lease_lost(error: errors.LeaseLost, domain: str, now: float) -> List[str]:
     return [
-        _head(domain, f"the lease of {error.claim.what} was lost while it started; it was stopped at once."),
+        f"the lease of {error.claim.what} was lost while it started; it was stopped at once.",
         *_lost(error),
         "  do:    start it again; if that fails, look at `vmguard status` and /var/log/sanlock.log",
     ]
@@ -244,16 +255,14 @@ def _lost(error: errors.LeaseLost) -> List[str]:
 
 def _not_coming(error: errors.NotComing, domain: str, now: float) -> List[str]:
     return [
-        _head(domain, "it was announced as a guest that migrates in, and was then started here."),
+        "it was announced as a guest that migrates in, and was then started here.",
         "  do:    start it again: it is then checked as any other start",
     ]
 
 
 def _wrong_disk(error: errors.WrongDisk, domain: str, now: float) -> List[str]:
     return [
-        _head(
-            domain, f"{error.claim.what} is another disk here than on host {plain(error.source)}, where it comes from."
-        ),
+        f"{error.claim.what} is another disk here than on host {plain(error.source)}, where it comes from.",
         _place(error.claim.what, error.claim.path),
         "  why:   the same path leads to different storage on the two hosts, and the migration does not copy it",
         "  do:    put the disk where both hosts reach it by that path, or migrate with --copy-storage-all",
@@ -267,7 +276,7 @@ def _state_stale(error: errors.StateStale, domain: str, now: float) -> List[str]
         "since": "the guest has run since the state was saved",
         "other": f"another guest has had {claim.what} since the state was saved",
     }[error.how]
-    lines = [_head(domain, "the saved state does not fit its disks any more.")]
+    lines = ["the saved state does not fit its disks any more."]
     if error.how == "other":
         lines.append(_place(claim.what, claim.path))
     started = f", started {moment(writer.since)} ({duration(now - writer.since)} ago)" if writer.since is not None else ""
@@ -293,7 +302,7 @@ def _state_unproven(error: errors.StateUnproven, domain: str, now: float) -> Lis
 
 def _cannot_tell(domain: str, what: str, why: str, do: str) -> List[str]:
     return [
-        _head(domain, f"vmguard cannot tell whether it is safe: {what}." if domain else f"{what}."),
+        f"vmguard cannot tell whether it is safe: {what}." if domain else f"{what}.",
         f"  why:   {why}",
         f"  do:    {do if domain else do.replace(_AGAIN, '')}",
     ]

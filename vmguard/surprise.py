@@ -53,7 +53,9 @@ def look(one: Instance, qemu: Process, this: Here) -> Instance:
         uuid=one.uuid,
         instance=one.id,
     )
-    return claim_more(claims_of(findings), one, qemu, this)
+    now = claim_more(claims_of(findings), one, qemu, this)
+    instance.tell_held(now, tuple(want for want in now.wants if want not in one.wants))
+    return now
 
 
 def claim_more(

@@ -25,6 +25,13 @@ def plain(name: str) -> str:
     return "".join(_shown(character) for character in name)
 
 
+def lines(text: str) -> str:
+    """Text of several lines, names and all: what a terminal would obey, and the journal would not show, becomes an escape."""
+    if text.replace("\n", " ").isprintable():
+        return text
+    return "".join(one if one == "\n" or one.isprintable() else _escaped(one) for one in text)
+
+
 def encodable(text: str) -> bool:
     """Whether a text is one of bytes: half of a surrogate pair, which JSON may have by its number, stands for none."""
     try:
@@ -41,6 +48,10 @@ def _shown(character: str) -> str:
 
     if character == " " or unicodedata.category(character)[0] in "LNPSM":
         return character
+    return _escaped(character)
+
+
+def _escaped(character: str) -> str:
     return character.encode("unicode_escape", "backslashreplace").decode("ascii")
 
 

@@ -295,6 +295,40 @@ def test_a_copy_to_an_image_that_is_held(node1: Host, node2: Host, images: Image
         assert node1.state(web) == "running"
 
 
+def test_a_guest_that_is_paused_does_not_go_on_to_copy(node1: Host, node2: Host, images: Images) -> None:
+    """A block job does not need the guest's processors."""
+    disk, held = images.raw("web.img", size=64 * MiB), images.block("held", size=64 * MiB)
+    command("dd", "if=/dev/urandom", f"of={disk}", "bs=1M", "count=64", "conv=notrunc", "status=none")
+    node2.start(guest("holder", [Disk(held, "block")]))
+    web = guest("web", [disk])
+    node1.start(web)
+    with watched(node1) as (agent,):
+        job = ["--reuse-external", "--transient-job", "--blockdev", "--format", "raw", "--bandwidth", "8"]
+        node1.virsh("blockcopy", web.uuid, "vda", held, *job)
+        told = agent.tells("contained")
+        assert node1.state(web) == "paused"
+        written = command("sha256sum", node1.path(held))
+        time.sleep(5)
+        assert command("sha256sum", node1.path(held)) == written
+        assert held not in node1.virsh("dumpxml", web.uuid).out
+        assert "paused" in told["text"] and "block job of vda" in told["text"]
+        agent.tells("conflict-over")
+        node1.virsh("resume", web.uuid)
+        assert node1.state(web) == "running"
+
+
+def test_a_copy_of_a_guest_that_is_paused_already(node1: Host, node2: Host, images: Images) -> None:
+    """By an administrator; and libvirt does not answer: as it is paused, nothing would seem to be left to do."""
+    disk, held = images.raw("web.img", size=8 * MiB), images.block("held", size=8 * MiB)
+    node2.start(guest("holder", [Disk(held, "block")]))
+    web = guest("web", [disk])
+    node1.start(web)
+    node1.virsh("suspend", web.uuid)
+    node1.virsh("blockcopy", web.uuid, "vda", held, "--reuse-external", "--transient-job", "--blockdev", "--format", "raw")
+    with node1.frozen("libvirtd"), watched(node1) as (agent,):
+        assert "stopped its process" in agent.tells("contained", within=30)["text"]
+
+
 def test_a_commit_into_what_another_guest_reads(node1: Host, node2: Host, images: Images) -> None:
     base = images.block("base", size=4 * MiB)
     tops = [images.qcow2(f"{name}.qcow2") for name in ("web", "other")]

@@ -115,6 +115,32 @@ def test_what_others_do_to_it(node1: Host, images: Images) -> None:
         assert node1.state(web) == "running"
 
 
+def test_what_is_done_to_files(node1: Host, node2: Host, images: Images) -> None:
+    """An image that somebody had open before the agent came, a base that guests share, a name that is taken away."""
+    disk, base = images.raw("web.img"), images.raw("base.iso")
+    readers = [guest(name, [Disk(base, readonly=True), images.raw(f"{name}.img")]) for name in ("one", "two")]
+    web = guest("web", [disk])
+    for one in (web, *readers):
+        node1.start(one)
+    before = node1.spawn("/bin/sh", "-c", f"exec 3>>{disk}; exec sleep 60")
+    try:
+        with watched(node1) as (agent,):
+            assert agent.tells("opened")["path"] == disk
+            agent.forget()
+            node1.shell(f"dd if=/dev/zero of={base} bs=512 count=1 conv=notrunc status=none")
+            assert agent.tells("opened")["path"] == base
+            node1.shell(f"rm {disk}")
+            assert agent.tells("removed")["path"] == disk
+            others = [one for one in agent.events("opened", "removed", "renamed") if one["path"] not in (disk, base)]
+            assert not others, others
+            assert len(agent.events("opened")) == 1, "a guest that shares it is nobody"
+    finally:
+        for pid, words in node1.processes():
+            if words[:2] == ["sleep", "60"]:
+                node1.run("/bin/kill", str(pid))
+        before.communicate()
+
+
 def test_gaps_are_marked(node1: Host, images: Images) -> None:
     disk = images.raw("web.img")
     web = guest("web", [disk])
@@ -178,7 +204,7 @@ def test_figures_of_a_host(node1: Host, node2: Host, images: Images) -> None:
         node1.refused(guest("thief", [images.path("web.img")]))
         node2.start(guest("holder", [Disk(theirs, "block")]))
         attach(node1, web, Disk(theirs, "block", bus="scsi"), "sda")
-        eventually(lambda: "VMGUARD CRITICAL" in check() and "writes what another" in check(), "it is not well")
+        eventually(lambda: "VMGUARD CRITICAL" in check() and "writes what others have" in check(), "it is not well")
         now = eventually(lambda: figures() if figures()["vmguard_contained_total"] else None, "it is contained")
         assert now["vmguard_refusals_total"] == before["vmguard_refusals_total"] + 1
         assert now["vmguard_leases_contested"] == 1 and now["vmguard_conflicts_total"] > before["vmguard_conflicts_total"]

@@ -2,6 +2,7 @@
 """The parts of vmguardd that need no host: who runs, what wakes it, what is a conflict, how children end."""
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -638,6 +639,54 @@ def test_a_change_is_judged_though_another_definition_went(tmp_path: Path, monke
     assert turns == [[], ["gone.xml", "web.xml"], ["db.xml", "web.xml"]]
 
 
+def test_definitions_that_could_not_be_judged_at_first_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the host has just started: nobody may ever change them."""
+    monkeypatch.setattr(paths, "RUN", str(tmp_path))
+    monkeypatch.setattr(defining, "_AGAIN", 0.0)
+    turns: List[bool] = []
+    wrong = {"domain": "web", "rule": "VMG101", "severity": "error", "what": "", "text": "", "remedy": "", "suppressed": False}
+
+    async def lint(words: List[str], _stdin: str, _seconds: float) -> work.Ended:
+        turns.append("--all" in words)
+        return work.Ended(True, "nothing answers" if len(turns) < 3 else json.dumps({"findings": [wrong]}))
+
+    monkeypatch.setattr(work, "program", lint)
+
+    async def turn() -> None:
+        keeping = asyncio.ensure_future(defining.Definitions(lambda *_words, **_data: None).keep())
+        while not defining.known():
+            await asyncio.sleep(0.01)
+        keeping.cancel()
+
+    asyncio.run(asyncio.wait_for(turn(), 10))
+    assert turns == [True] * 3
+
+
+def test_many_events_at_once_are_not_as_many_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five hundred guests lose their leases at one moment; each is told, in its turn."""
+    running, most, told = [0], [0], []
+
+    async def program(_words: List[str], line: str, _seconds: float) -> work.Ended:
+        running[0] += 1
+        most[0] = max(most[0], running[0])
+        await asyncio.sleep(0.001)
+        running[0] -= 1
+        told.append(json.loads(line)["number"])
+        return work.Ended(True, status=0)
+
+    monkeypatch.setattr(work, "program", program)
+
+    async def storm() -> None:
+        agent = daemon.Agent()
+        agent._config = Config(store="/x", cluster="abcd", host_id=1, command="/bin/mail")
+        for number in range(500):
+            agent._run_command("alarm", "", number=number)
+        await asyncio.gather(*agent._acting)
+
+    asyncio.run(storm())
+    assert len(told) == 500 and most[0] <= daemon._COMMANDS
+
+
 def test_a_record_of_before_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the members that came later."""
     monkeypatch.setattr(paths, "RUN", str(tmp_path))
@@ -672,6 +721,68 @@ def test_which_disk_is_taken_away(monkeypatch: pytest.MonkeyPatch) -> None:
     assert done[2][1] == "virtio-disk1"
 
 
+@pytest.mark.parametrize(
+    "path, jobs, backup, done",
+    [
+        ("/copy", {"vda": 2}, False, ["suspend", "abort vda"]),
+        ("/base", {"vda": 2, "vdb": 3}, False, ["suspend", "abort vda", "abort vdb"]),  # the definition names it nowhere
+        ("/base", {}, True, ["suspend", "abortJob"]),
+        ("/base", {}, False, ["suspend"]),
+        ("/a", {"vda": 2, "vdb": 1}, True, ["suspend"]),  # it is copied from there
+        ("/dev/x", {"vdb": 1}, False, ["suspend", "abort vdb"]),  # and pulled into that
+    ],
+)
+def test_what_writes_without_processors_ends(
+    path: str, jobs: Dict[str, int], backup: bool, done: List[str]
+) -> None:
+    """A guest that is paused goes on to copy, commit and back up."""
+    libvirt = pytest.importorskip("libvirt")
+    xml = """<domain><devices>
+      <disk type='block' device='disk'><source dev='/dev/x'/><target dev='vdb' bus='virtio'/></disk>
+      <disk type='file' device='disk'><source file='/a'/><mirror job='copy'><source file='/copy'/></mirror>
+        <target dev='vda' bus='virtio'/></disk></devices></domain>"""
+    found: List[str] = []
+
+    class Domain:
+        def XMLDesc(self, _flags: int) -> str:
+            return xml
+
+        def suspend(self) -> None:
+            found.append("suspend")
+
+        def blockJobInfo(self, dev: str, _flags: int) -> Dict[str, int]:
+            return {"type": jobs[dev]} if dev in jobs else {}
+
+        def blockJobAbort(self, dev: str, _flags: int) -> None:
+            found.append(f"abort {dev}")
+
+        def backupGetXMLDesc(self, _flags: int) -> str:
+            if not backup:
+                raise libvirt.libvirtError("there is none")
+            return "<domainbackup/>"
+
+        def abortJob(self) -> None:
+            found.append("abortJob")
+
+    said = acting._suspend(Domain(), [path, path])
+    assert sorted(set(found)) == sorted(done) and said.startswith("paused") and ("aborted" in said) is (len(done) > 1)
+
+
+def test_a_guest_that_was_paused_by_others_still_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """libvirt hangs: its status file says that the guest is paused, and that it has a block job."""
+    monkeypatch.setattr(libvirtstate, "STATUS", str(tmp_path))
+    monkeypatch.setattr(acting, "_in_child", lambda _work, _seconds: None)
+    killed: List[int] = []
+    monkeypatch.setattr(acting.host, "alive", lambda _: True)
+    monkeypatch.setattr(acting.os, "kill", lambda pid, _number: killed.append(pid))
+    for active, stops in (("no", []), ("yes", [7])):
+        (tmp_path / "web.xml").write_text(
+            f"<domstatus state='paused' reason='user' pid='7'><blockjobs active='{active}'/><domain type='kvm'/></domstatus>"
+        )
+        acting._pause(UUID, "web", Process(7, 1), [{"path": "/copy"}])
+        assert killed == stops
+
+
 @pytest.mark.parametrize("policy", ["pause", "detach"])
 def test_a_process_that_is_not_libvirts_is_stopped_itself(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """By its uuid libvirt would pause, or take the disk from, a guest of its own that has the same."""
@@ -682,7 +793,7 @@ def test_a_process_that_is_not_libvirts_is_stopped_itself(policy: str, monkeypat
         found = host.process(process.pid)
         assert found is not None
         conflicts = [{"plugged": True, "path": "/dev/vg/b"}]
-        what = acting._pause(UUID, "web", found) if policy == "pause" else acting._detach(UUID, "web", found, conflicts)
+        what = (acting._pause if policy == "pause" else acting._detach)(UUID, "web", found, conflicts)
         assert "stopped its process" in what
         _, status = os.waitpid(process.pid, os.WUNTRACED)
         assert os.WIFSTOPPED(status)
@@ -698,7 +809,7 @@ def test_a_guest_that_libvirt_does_not_pause_is_stopped(monkeypatch: pytest.Monk
     try:
         found = host.process(process.pid)
         assert found is not None
-        assert "stopped its process" in acting._pause(UUID, "web", found)
+        assert "stopped its process" in acting._pause(UUID, "web", found, [{"path": "/dev/vg/b"}])
         _, status = os.waitpid(process.pid, os.WUNTRACED)
         assert os.WIFSTOPPED(status)
     finally:
@@ -722,15 +833,19 @@ def test_what_is_contained_is_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
         assert found is not None
         guest = guests.Guest(Qemu(found, UUID, "web", False))
         agent._conflict(guest, seen, config)
-        guest.acting, guest.acted = False, True
+        guest.acting, guest.acted = False, {"i"}
         os.kill(process.pid, signal.SIGSTOP)
         os.waitpid(process.pid, os.WUNTRACED)
         agent._conflict(guest, seen, config)
         assert len(acted) == 1
+        another = seen._replace(conflicts=(*seen.conflicts, {"path": "/y", "identity": "j", "text": "it is copied to"}))
+        agent._conflict(guest, another, config)
+        assert len(acted) == 2, "a guest that is paused can be told to copy its disks"
+        guest.acting = False
         os.kill(process.pid, signal.SIGCONT)
         os.waitpid(process.pid, os.WCONTINUED)
         agent._conflict(guest, seen, config)
-        assert len(acted) == 2, "somebody has let it go on"
+        assert len(acted) == 3, "somebody has let it go on"
 
     try:
         asyncio.run(twice())

@@ -4,26 +4,32 @@
 import asyncio
 import json
 import os
+import resource
+import signal
 import socket
 import subprocess
+import threading
 import time
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, Iterator, List
 
 import pytest
 
-from vmguard import events, host, instance, paths
-from vmguard.audit import history, monitor, shared, timeline
-from vmguard.audit.held import AllHeld
+from vmguard import events, hook, host, instance, paths
+from vmguard.audit import history, monitor, openers, shared, timeline
+from vmguard.audit.held import AllHeld, Held
 from vmguard.audit.history import Wanted
+from vmguard.audit.openers import Openers
 from vmguard.claims import LIES_UNDER, Claim, Mode
 from vmguard.cli import main
 from vmguard.config import Config
-from vmguard.errors import BadRequest
+from vmguard.errors import BadRequest, Holder, InUse
 from vmguard.host import Process
 from vmguard.instance import Instance, Want
 from vmguard.lint import inotify
+from vmguard.setup import daemons
+from vmguard.text import moment
 
 DISK = {"path": "/dev/vg/web", "identity": "lvm:a/b", "mode": "exclusive"}
 
@@ -68,7 +74,7 @@ def test_a_host_that_was_restarted_has_nothing() -> None:
 def test_what_is_asked_for() -> None:
     refusal = event(3, "refused", domain="thief", text="it was not started\n  disk:  /dev/vg/web\n  by:    web")
     assert Wanted(disk=("/dev/vg/web",)).takes(refusal) and not Wanted(disk=("/dev/vg/we",)).takes(refusal)
-    assert Wanted(domain="thief").takes(refusal) and not Wanted(domain="web").takes(refusal)
+    assert Wanted(domain=("thief",)).takes(refusal) and not Wanted(domain=("web",)).takes(refusal)
     assert not Wanted(since=4).takes(refusal) and not Wanted(host="node2").takes(refusal)
     assert Wanted(disk=("/x",)).takes(event(1, "unseen")), "that nobody looked is part of any answer"
 
@@ -84,10 +90,74 @@ def test_a_clock_that_was_set_back(tmp_path: Path) -> None:
     assert [span.until for span in history.spans(history.in_order([*found, other]))] == [None, None, 1000]
 
 
+def test_a_refusal_is_found_by_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the disk's other paths, by its identity, by the uuid of the one that was refused, by the one that has it."""
+    monkeypatch.setattr(paths, "LOG", str(tmp_path))
+    monkeypatch.setattr(events, "_tell_system", lambda _: None)
+    monkeypatch.setattr(hook.os, "geteuid", lambda: 0)
+    claim = Claim("file:fs/1", Mode.EXCLUSIVE, "disk vda", "/srv/copy.img", "the guest may write it")
+    holder = Holder(1, "node1", "web", "11111111-2222-3333-4444-555555555555", "/srv/web.img", 1.0)
+
+    def refuse(*_: Any) -> None:
+        raise InUse(claim, [holder])
+
+    monkeypatch.setitem(hook.OPERATIONS, "prepare", refuse)
+    xml = b"<domain type='kvm'><name>copy</name><uuid>AAAAAAAA22223333444455555555 5555</uuid></domain>"
+    status, _ = hook.answer("prepare", "copy", xml, os.getpid())
+    hook.answer("prepare", "copy", b"<no xml", os.getpid())
+    assert status == hook.REFUSE
+    found, nameless = history.read(Wanted())
+    assert nameless["domain"] == "copy"
+    for disk in ("/srv/copy.img", "file:fs/1"):
+        assert Wanted(disk=(disk,)).takes(found)
+    for whose in ("copy", "aaaaaaaa-2222-3333-4444-555555555555", "web", str(holder.uuid)):
+        assert Wanted(domain=(whose,)).takes(found), whose
+
+
+def test_ways_to_look_that_exclude_each_other(log: Path) -> None:
+    """Nobody waits in vain for what is not going to be shown."""
+    for words in (["--held", "--follow"], ["--held", "--svg", "x"], ["--follow", "--svg", "x"]):
+        with pytest.raises(SystemExit):
+            main(["audit", "--disk", "/x", *words])
+
+
+@pytest.mark.parametrize("uuid", ["AAAAAAAA-2222-3333-4444-555555555555", "aaaaaaaa222233334444555555555555"])
+def test_a_uuid_however_it_is_written(
+    uuid: str, log: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared, "of_others", lambda _: ([], []))
+    events.record("held", domain="web", uuid="aaaaaaaa-2222-3333-4444-555555555555", instance="a.1", disks=[DISK])
+    for words in ([], ["--held"]):
+        assert main(["audit", "--json", "--domain", uuid, *words]) == 0
+        assert "web" in capsys.readouterr().out
+
+
 def test_half_a_line_is_no_event(tmp_path: Path) -> None:
     path = tmp_path / "e"
     path.write_bytes(json.dumps(started(1)).encode() + b'\n{"time": 2, "ev\n\xff\n[1]\n{"time": "x", "event": "y"}\n')
     assert [one["event"] for one in history.read(Wanted(), [str(path)])] == ["held"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"disks": [1]}, {"disks": {"path": 1}}, {"disks": [{"path": 1, "identity": "x"}]}, {"disks": [{}]}, {"disks": 7},
+        {"domain": ["web"]}, {"host": 1}, {"time": float("nan")}, {"time": float("inf")}, {"time": -1}, {"event": None},
+        {"event": "given-back"}, {"event": "surprise", "identity": "i", "mode": "exclusive"},
+        {"event": "unseen", "from": "x", "to": []}, {"event": "contained", "disks": [{"path": "/x", "identity": "i"}]},
+        {"time": 10**400},
+    ],
+)  # fmt: skip
+def test_what_others_have_put_into_a_file(
+    changes: Dict[str, Any], log: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another program's lines, or another version's: what is understood is shown, and nothing else is lost by it."""
+    monkeypatch.setattr(shared, "of_others", lambda _: ([], []))
+    found = [started(1000), {**started(1001), **changes}, event(1002, "released", instance="u.1", disks=[DISK])]
+    (log / "e").write_text("".join(json.dumps(one) + "\n" for one in found))
+    for words in ([], ["--json"], ["--held"], ["--disk", "/dev/vg/web", "--svg", str(log / "svg")], ["--domain", "web"]):
+        assert main(["audit", "--file", str(log / "e"), *words]) == 0, words
+    assert "/dev/vg/web" in capsys.readouterr().out and ElementTree.parse(log / "svg") is not None
 
 
 def test_what_follows_half_a_line_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,9 +179,38 @@ def test_times(text: str, ago: Any) -> None:
     found = history.moment_of(text, now)
     assert ago is None or found == now - ago
     assert time.localtime(history.moment_of("yesterday", now)).tm_hour == 0
+    for nonsense in ("@", "@x", "@-1", "2026-11-25 14:00 XYZ", "2026-13-01"):
+        with pytest.raises(BadRequest):
+            history.moment_of(nonsense, now)
     for nonsense in ("the day after", "\u00b2d", "9" * 400 + "d", "d", "-1d", ""):
         with pytest.raises(BadRequest):
             history.moment_of(nonsense, now)
+
+
+@pytest.mark.parametrize(
+    "text, seconds",
+    [
+        ("@1785000000.5", 1785000000.5),
+        ("2026-07-25 17:20:00 UTC", 1785000000),
+        ("2026-07-25T17:20:00Z", 1785000000),
+        ("2026-07-25T18:20+01:00", 1785000000),
+        ("2026-07-25 18:20:00 +0100", 1785000000),
+        ("2026-07-25 19:20:00 CEST", 1785000000),
+        ("2026-07-25 19:20:00", 1785000000),
+        ("2026-10-25 02:30:00 CEST", 1792888200),  # there are two of it
+        ("2026-10-25 02:30:00 CET", 1792891800),
+    ],
+)
+def test_times_with_a_zone(text: str, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they stand in our own output, and as others write them."""
+    monkeypatch.setenv("TZ", "CET-1CEST,M3.5.0,M10.5.0/3")
+    time.tzset()
+    try:
+        assert history.moment_of(text) == seconds
+        assert history.moment_of(moment(seconds)) == int(seconds)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 def test_yesterday_is_the_day_before(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,6 +256,32 @@ def test_whoever_follows_misses_nothing(log: Path) -> None:
     assert heard == list(range(60))
 
 
+def test_a_line_that_is_just_being_written(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its process waits for the processor, meanwhile others put the file aside, and whoever follows goes on to the next."""
+    events.record("refused", "x" * 3100, number=0)
+    events.record("refused", number=1)
+    _, place = history.read_on(Wanted())
+    looks = iter(range(1000))
+    monkeypatch.setattr(history.time, "sleep", lambda _: next(looks))
+    following = history.follow(Wanted(), place)
+    real, heard = os.write, []
+
+    def late(fd: int, data: bytes) -> int:
+        monkeypatch.setattr(os, "write", real)
+        events.record("refused", "x" * 3100, number=2)
+        events.record("refused", number=3)
+        heard.extend(next(following)["number"] for _ in range(2))
+        return real(fd, data)
+
+    monkeypatch.setattr(os, "write", late)
+    events.record("refused", number=4)
+    events.record("refused", number=5)
+    heard += [next(following)["number"] for _ in range(2)]
+    assert heard == [2, 3, 4, 5]
+    events.record("refused", "x" * 3100, number=6)
+    assert os.path.exists(events.path() + ".1"), "it is put aside by the next"
+
+
 def test_a_file_that_is_put_aside_while_all_are_read(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The newest has become the one before it by the time that its turn comes."""
     for number in range(40):
@@ -192,6 +317,49 @@ def test_a_log_that_was_emptied_goes_on(log: Path) -> None:
     assert [one["number"] for one in history.parsed(lines)] == [1]
 
 
+def test_a_log_that_was_emptied_and_has_grown_since(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To more than it was when somebody last looked."""
+    monkeypatch.setattr(events, "MAX_BYTES", 1 << 30)
+    events.record("refused", "x" * 50, number=0)
+    _, place = history.new_lines((0, 0))
+    os.truncate(events.path(), 0)
+    for number in range(1, 30):
+        events.record("refused", "y" * 7, number=number)
+    assert [one["number"] for one in history.parsed(history.new_lines(place)[0])] == list(range(1, 30))
+
+
+def test_whoever_follows_opens_nothing_in_vain(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events.record("refused", number=0)
+    _, place = history.read_on(Wanted())
+    looks = []
+
+    def pause(_: float) -> None:
+        looks.append(len(looks))
+        if len(looks) == 50:
+            monkeypatch.setattr("builtins.open", real)
+            events.record("refused", number=1)
+
+    real = open
+    monkeypatch.setattr("builtins.open", lambda *_, **__: pytest.fail("opened"))
+    monkeypatch.setattr(history.time, "sleep", pause)
+    assert next(history.follow(Wanted(), place))["number"] == 1 and len(looks) == 50
+
+
+def test_what_is_older_is_not_even_read(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """check_vmguard asks for the last hour every minute; a busy host keeps 80 MB."""
+    monkeypatch.setattr(events, "MAX_BYTES", 500)
+    for number in range(8):
+        events.record("refused", "x" * 100, number=number)
+    old = time.time() - 7200
+    for path in events.files()[:-1]:
+        Path(path).write_text("".join(json.dumps({**event(old, "refused"), "number": -1}) + "\n" for _ in range(3)))
+        os.utime(path, (old, old))
+    asked: List[float] = []
+    wanted = Wanted(since=time.time() - 3600)
+    monkeypatch.setattr(Wanted, "takes", lambda self, one: asked.append(one["time"]) or one["time"] >= self.since)
+    assert history.read(wanted) and min(asked) > old
+
+
 def test_two_that_rotate_at_once_lose_nothing(tmp_path: Path) -> None:
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); from vmguard import events, paths; paths.LOG = sys.argv[2];"
@@ -222,6 +390,16 @@ def test_the_journal_gets_fields(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert fields[b"VMGUARD_EVENT"] == b"conflict" and fields[b"SYSLOG_IDENTIFIER"] == b"vmguard"
 
 
+def test_a_name_hides_nothing_in_the_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """journalctl shows no message with a control character in it; and any user can start a QEMU of any name."""
+    monkeypatch.setattr(paths, "LOG", str(tmp_path))
+    monkeypatch.setattr(events, "JOURNAL", str(tmp_path / "none"))
+    said: List[str] = []
+    monkeypatch.setattr("syslog.syslog", lambda _, text: said.append(text))
+    events.record("conflict", "w\x1b[2J\0\udcff\u202eb: it is written here\n  by:    d\u00e9", domain="w")
+    assert said == ["conflict: w\\x1b[2J\\x00\\udcff\\u202eb: it is written here\n  by:    d\u00e9"]
+
+
 def test_a_journal_that_has_stopped_keeps_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """syslog(3) goes to the same daemon, and waits for it."""
     monkeypatch.setattr(paths, "LOG", str(tmp_path))
@@ -239,7 +417,7 @@ def test_a_guest_that_a_crash_has_ended_is_not_shown_as_running(
     watched: bool, log: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """That the host was started again is in events of no domain, or is not written down at all."""
-    monkeypatch.setattr(shared, "of_others", lambda _: ([], True))
+    monkeypatch.setattr(shared, "of_others", lambda _: ([], []))
     monkeypatch.setattr(events, "MAX_BYTES", 1 << 30)
     me, now = host.name(), time.time()
     found = [started(now - 3 * 10**8, me, boot="a"), event(now - 60, "held", me, instance="v.1", disks=[], boot="b")]
@@ -271,6 +449,13 @@ def test_the_picture_is_xml_and_shows_all() -> None:
     assert any(one.startswith("refused") for one in words) and any(one.startswith("resized") for one in words)
     assert "prefers-color-scheme: dark" in text
     assert ElementTree.fromstring(timeline.draw("/x", [], [], [], 2000)) is not None
+
+
+def test_the_picture_of_a_host_whose_clock_was_not_set_yet() -> None:
+    """What was written down in 1970 stands beside the present."""
+    found = [started(0), event(1.8e9, "released", instance="u.1", disks=[DISK])]
+    text = timeline.draw("/dev/vg/web", history.spans(found), found, [], 1.8e9)
+    assert ElementTree.fromstring(text) is not None and text.count('class="grid"') <= 9
 
 
 def test_the_picture_of_an_image_that_thousands_had() -> None:
@@ -338,13 +523,16 @@ def test_resized_renamed_removed(seen: Watched) -> None:
 
 def test_a_number_that_is_another_devices_now(seen: Watched) -> None:
     """The guest is gone, another has a volume with the same number: neither was it resized, nor is it left unwatched."""
-    now: List[Any] = []
+    now: List[List[str]] = []
 
-    class Files:
-        def watch(self, paths: List[str]) -> None:
-            now.append(paths)
+    class Watching:
+        def watch(self, held: Dict[str, Any]) -> None:
+            now.append(list(held))
 
-    seen.monitor._files = Files()  # type: ignore[assignment]
+        def look(self) -> None:
+            pass
+
+    seen.monitor._openers = Watching()  # type: ignore[assignment]
     claim = Claim("lvm:a/c", Mode.EXCLUSIVE, "disk vda", "/dev/vg/other", "the guest may write it", device="253:4")
     for one in instance.load_all():
         instance.forget(one)
@@ -353,7 +541,6 @@ def test_a_number_that_is_another_devices_now(seen: Watched) -> None:
         seen.put(seen.device / path, text)
     assert seen.happens() == []
     seen.monitor.look()
-    seen.monitor._thread.shutdown()
     assert now == [["/dev/vg/other"]], "what an event has shown is watched from the next look on"
 
 
@@ -440,6 +627,15 @@ def started_again(seen: Watched) -> List[Dict[str, Any]]:
     return told
 
 
+def test_a_clock_that_was_set_back_while_nobody_looked(seen: Watched) -> None:
+    path = Path(paths.RUN) / "watching.json"
+    os.utime(path, (time.time() + 3600, time.time() + 3600))
+    told = started_again(seen)
+    assert [one["event"] for one in told] == ["unseen", "watching"] and told[0]["from"] == told[0]["to"]
+    os.utime(path, (time.time() + 3600, time.time() + 3600))
+    assert not daemons.agent_watches(), "the one that wrote it would have written since"
+
+
 @pytest.mark.parametrize("ago, words", [(3600, ["unseen", "watching"]), (1, ["watching"])])
 def test_a_host_on_which_nobody_has_watched_so_far(seen: Watched, ago: float, words: List[str]) -> None:
     """Its guests were started with it, and the agent an hour later."""
@@ -454,10 +650,10 @@ def test_a_host_on_which_nobody_has_watched_so_far(seen: Watched, ago: float, wo
 def test_what_got_lost_is_unseen(seen: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
     """Somebody opens held files faster than anybody can look: what he wrote among that cannot be told, and is not hidden."""
     monkeypatch.setattr(inotify.os, "read", lambda _fd, _size: inotify._EVENT.pack(-1, inotify._OVERFLOW, 0, 0))
-    seen.monitor._files = inotify.Files()
-    seen.monitor._opened()
+    openers = Openers(seen.monitor._about, seen.monitor._unseen, lambda _: True)
+    openers.happened()
     assert [one["event"] for one in seen.told] == ["unseen"] and "inotify" in seen.told[0]["text"]
-    seen.monitor._files.close()
+    openers.close()
 
 
 def test_what_vanishes_while_others_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -483,6 +679,24 @@ def test_what_vanishes_while_others_are_forgotten(tmp_path: Path, monkeypatch: p
     files.close()
 
 
+def test_what_is_held_is_disks_of_all_kinds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shared or alone; a pool's volume by its device, as the definition has no path of it."""
+    monkeypatch.setattr(paths, "RUN", str(tmp_path))
+    made = [
+        Claim("a", Mode.SHARED, "disk hda", "/srv/tools.iso", "the guest reads it"),
+        Claim("b", Mode.EXCLUSIVE, "disk vdb", "volume x of pool y", "the guest may write it", device="253:7"),
+        Claim("c", Mode.EXCLUSIVE, "disk vdc", "volume z of pool y", "the guest may write it"),
+        Claim("vm:u", Mode.EXCLUSIVE, "the domain itself", "web", "one uuid runs once"),
+    ]
+    for name in ("web", "db"):
+        instance.write(Instance(name, "u", name, "", Process(1, 1), "running", tuple(map(Want, made)), 0))
+    all_ = AllHeld()
+    assert all_.refresh()
+    assert {path: [one.domain for one in found] for path, found in all_.paths().items()} == {
+        "/srv/tools.iso": ["db", "web"], "/dev/block/253:7": ["db", "web"],
+    }  # fmt: skip
+
+
 def test_records_that_are_written_at_once(seen: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
     """Within one step of the clock of files: a look between the two sees the first, and the folder is as old after the second."""
     now = time.time_ns()
@@ -498,14 +712,6 @@ def test_records_that_are_written_at_once(seen: Watched, monkeypatch: pytest.Mon
     assert [one.path for one in all_] == ["/dev/vg/web"]
 
 
-def test_nothing_is_kept_of_what_is_held_no_longer(seen: Watched) -> None:
-    """A host for tests starts a million guests, each on an image of its own."""
-    seen.monitor._searched = {"/dev/vg/web": 1.0, "/gone": 1.0}
-    instance.write(Instance("j", "v", "db", "", Process(1, 1), "running", (), 0))
-    seen.monitor.look()
-    assert seen.monitor._searched == {"/dev/vg/web": 1.0}
-
-
 def test_another_guest_is_no_change(seen: Watched) -> None:
     instance.write(Instance("j", "v", "db", "", Process(1, 1), "running", (), 0))
     seen.monitor.look()
@@ -513,19 +719,212 @@ def test_another_guest_is_no_change(seen: Watched) -> None:
 
 
 def test_who_has_it_open_for_writing(tmp_path: Path) -> None:
-    path = tmp_path / "disk"
-    path.write_bytes(b"x")
-    with open(path, "rb") as readable:
+    names = [tmp_path / name for name in ("disk", "link", "other")]
+    for path in (names[0], names[2]):
+        path.write_bytes(b"x")
+    names[1].hardlink_to(names[0]) if hasattr(Path, "hardlink_to") else os.link(names[0], names[1])
+    with open(names[0], "rb") as readable:
         reader = subprocess.Popen(["sleep", "60"], pass_fds=[readable.fileno()])
-    with open(path, "ab") as writable:
+    with open(names[0], "ab") as writable:
         writer = subprocess.Popen(["sleep", "60"], pass_fds=[writable.fileno()])
     try:
-        assert monitor.writers(str(path)) == [(writer.pid, "sleep")]
+        found = openers.writers([*map(str, names), str(tmp_path / "none")])
+        assert [found.pop(str(name)) for name in names[:2]] == [[(writer.pid, "sleep")]] * 2
+        assert list(found.values()) == [[], []]
     finally:
         for one in (reader, writer):
             one.kill()
             one.wait()
-    assert monitor.writers(str(tmp_path / "none")) == []
+
+
+class Watching:
+    """Openers of real files, held by guests; each has a QEMU if it is said so."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, quiet: bool = True) -> None:
+        patch.setattr(openers, "_AGAIN", 0.05)
+        patch.setattr(openers, "_PAUSE", 0.05)
+        patch.setattr(host, "qemu_processes", lambda: tuple(self.qemus))
+        self.qemus: List[host.Qemu] = []
+        self.told: List[Any] = []
+        self.openers = Openers(self.about, lambda text: self.told.append(("unseen", text)), lambda _: quiet)
+        asyncio.get_running_loop().add_reader(self.openers.fileno(), self.openers.happened)
+
+    def about(self, one: Held, event: str, text: str, **data: Any) -> None:
+        self.told.append((event, text, one.domain, data.get("pid")))
+
+    async def hold(self, *held: Held) -> None:
+        class These(AllHeld):
+            def __iter__(self) -> Iterator[Held]:
+                return iter(held)
+
+        self.openers.watch(These().paths())
+        await self.settled()
+
+    async def settled(self) -> None:
+        await asyncio.sleep(0.05)
+        while self.openers._task is not None and not self.openers._task.done():
+            await asyncio.sleep(0.01)
+
+    def events(self) -> List[Any]:
+        found, self.told = self.told, []
+        return found
+
+
+def watching(patch: pytest.MonkeyPatch, what: Any, **more: Any) -> None:
+    async def run() -> None:
+        one = Watching(patch, **more)
+        try:
+            await asyncio.wait_for(what(one), 30)
+        finally:
+            asyncio.get_running_loop().remove_reader(one.openers.fileno())
+            one.openers.close()
+
+    asyncio.run(run())
+
+
+def held(path: Path, domain: str = "web") -> Held:
+    return Held(str(path), "file:1", "", domain, "uuid-of-" + domain, 0.0)
+
+
+def test_readers_are_told_of_who_writes_what_they_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A base image that several guests read, by whichever name: a writer of it is told once, the guests' own QEMUs are not."""
+    base, link = tmp_path / "base", tmp_path / "link"
+    base.write_bytes(b"x")
+    link.symlink_to(base)
+
+    async def what(one: Watching) -> None:
+        await one.hold(held(base), held(base, "db"), held(link, "mail"))
+        with open(base, "ab") as file:
+            writer = subprocess.Popen(["sleep", "60"], pass_fds=[file.fileno()])
+        try:
+            one.qemus = [host.Qemu(Process(writer.pid, 1), "uuid-of-db", "db", False)]
+            await one.settled()
+            assert not one.events(), "a guest that shares it writes it, by whichever name"
+            one.qemus = []
+            await asyncio.sleep(0.1)
+            base.open("rb").close()
+            await one.settled()
+            assert {(event[0], event[2], event[3]) for event in one.events()} == {
+                ("opened", domain, writer.pid) for domain in ("web", "mail")
+            }, "once for each name"
+            base.open("rb").close()
+            await one.settled()
+            assert not one.events(), "he is known"
+            await one.hold(held(base, "db"))
+        finally:
+            writer.kill()
+            writer.wait()
+        base.open("ab").close()
+        await one.settled()
+        base.write_bytes(b"y")
+        await asyncio.sleep(0.1)
+        await one.settled()
+        assert "db" in [event[2] for event in one.events()], "one guest has ended, and the others are watched over still"
+
+    watching(monkeypatch, what)
+
+
+def test_who_had_it_open_before_it_was_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the guest was started, or before the agent was."""
+    disk = tmp_path / "disk"
+    disk.write_bytes(b"x")
+
+    async def what(one: Watching) -> None:
+        with open(disk, "ab") as file:
+            writer = subprocess.Popen(["sleep", "60"], pass_fds=[file.fileno()])
+        try:
+            await one.hold(held(disk))
+            assert [(event[0], event[3]) for event in one.events()] == [("opened", writer.pid)]
+            await one.hold(held(disk), held(disk, "db"))
+            assert not one.events(), "he is known"
+        finally:
+            writer.kill()
+            writer.wait()
+
+    watching(monkeypatch, what)
+
+
+def test_libvirts_own_writer_of_logs_is_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def what(one: Watching) -> None:
+        monkeypatch.setattr(openers, "writers", lambda paths: {path: [(7, "virtlogd"), (8, "dd")] for path in paths})
+        await one.hold(held(tmp_path / "log"))
+        assert [event[3] for event in one.events()] == [8]
+
+    watching(monkeypatch, what)
+
+
+@pytest.mark.parametrize("how, word, text", [
+    ("unlink", "removed", "was removed"), ("replace", "removed", "another file"), ("rename", "renamed", "another name"),
+])  # fmt: skip
+def test_a_file_that_loses_its_name(
+    how: str, word: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under its guest, which goes on with it."""
+    disk, other = tmp_path / "disk", tmp_path / "other"
+    disk.write_bytes(b"x")
+    other.write_bytes(b"y")
+
+    async def what(one: Watching) -> None:
+        await one.hold(held(disk))
+        with open(disk, "rb"):
+            disk.chmod(0o600)
+            await one.settled()
+            assert not one.events()
+            {"unlink": disk.unlink, "replace": lambda: other.replace(disk), "rename": lambda: disk.rename(tmp_path / "x")}[how]()
+            await one.settled()
+            ((event, words, domain, _),) = one.events()
+            assert (event, domain) == (word, "web") and text in words
+            os.utime(tmp_path / "x") if how == "rename" else None
+            await one.settled()
+            assert not one.events(), "that is known"
+
+    watching(monkeypatch, what)
+
+
+def test_a_folder_is_not_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The state of a TPM, which swtpm writes for the guest; a folder that virtiofsd serves."""
+    async def what(one: Watching) -> None:
+        await one.hold(held(tmp_path))
+        (tmp_path / "state").write_text("x")
+        await one.settled()
+        assert not one.events()
+
+    watching(monkeypatch, what)
+
+
+def test_what_is_written_by_somebody_who_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = tmp_path / "disk"
+    disk.write_bytes(b"x")
+
+    async def what(one: Watching) -> None:
+        await one.hold(held(disk))
+        disk.write_bytes(b"y")
+        await one.settled()
+        assert [event[1] for event in one.events()] == ["somebody had it open for writing, who has ended already"]
+
+    watching(monkeypatch, what)
+
+
+def test_storage_that_hangs_and_a_kernel_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot be seen is said, once; an agent that is blind looks as one that sees nothing."""
+    monkeypatch.setattr(openers, "_HANGS", 0.0)
+    go_on = threading.Event()
+
+    async def what(one: Watching) -> None:
+        monkeypatch.setattr(one.openers._files, "watch", lambda _: not go_on.wait(10))
+        one.openers._held = {"/x": []}
+        one.openers.watch({})
+        for _ in range(3):
+            await asyncio.sleep(0.01)
+            one.openers.look()
+        assert [text for _, text in one.events()] == ["who opens held volumes cannot be seen: storage hangs"]
+        go_on.set()
+        for _ in range(3):
+            await asyncio.sleep(0.05)
+            one.openers.look()
+        assert ["max_user_watches" in text for _, text in one.events()] == [True]
+
+    watching(monkeypatch, what)
 
 
 # -- of several hosts --------------------------------------------------------------------------------------------------
@@ -562,15 +961,63 @@ def test_other_hosts_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     full.rmdir()
     os.unlink(tmp_path / "STATE1" / "published.json")  # a copy that was cut short is made again
     shared.publish()
-    assert shared.of_others(Wanted()) == ([], True), "its own it has already"
+    assert shared.of_others(Wanted()) == ([], []), "its own it has already"
     on(2)
-    found, answered = shared.of_others(Wanted(domain="web"))
-    assert answered and [one["event"] for one in found] == ["held", "released"]
-    assert shared.of_others(Wanted(domain="db")) == ([], True)
+    found, missing = shared.of_others(Wanted(domain=("web",)))
+    assert not missing and [one["event"] for one in found] == ["held", "released"]
+    assert shared.of_others(Wanted(domain=("db",))) == ([], [])
     put_aside = [started(number, number=number) for number in range(20)]
     (store / "history" / "4.jsonl.1").write_text("".join(json.dumps(one) + "\n" for one in put_aside))
     (store / "history" / "4.jsonl").write_text(json.dumps(started(7, number=20)) + "\n")
     assert [one["instance"] for one in shared.of_others(Wanted(host="node1"))[0]] == [f"u.{n}" for n in range(21)]
+    (store / "history" / "5.jsonl").mkdir()
+    for name in ("lost+found", "4.jsonl.swp", "notes", ".nfs01"):
+        (store / "history" / name).mkdir()
+    found, missing = shared.of_others(Wanted(host="node1"))
+    assert len(found) == 21 and len(missing) == 1 and "5.jsonl: " in missing[0], "what lies beside them hides nobody's trail"
     os.mkfifo(store / "history" / "3.jsonl")
     monkeypatch.setattr(shared, "_PATIENCE", 0.3)
-    assert shared.of_others(Wanted()) == ([], False)
+    found, missing = shared.of_others(Wanted(domain=("web",)))
+    assert len(found) == 2 and "does not answer" in missing[0]
+
+
+def test_a_store_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of what is new, and then all of it again and again, would be twice in the trail."""
+    monkeypatch.setattr(events, "_tell_system", lambda _: None)
+    for name in ("LOG", "STATE"):
+        monkeypatch.setattr(paths, name, str(tmp_path))
+    monkeypatch.setattr(shared, "load", lambda: Config(store=str(tmp_path), cluster="abcd", host_id=1, shared=True))
+    for number in range(100):
+        events.record("held", "x" * 100, number=number)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limit[1]))
+        for _ in range(2):
+            with pytest.raises(OSError):
+                shared.publish()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, handler)
+    shared.publish()
+    lines = (tmp_path / "history" / "1.jsonl").read_text().splitlines()
+    assert [json.loads(line)["number"] for line in lines] == list(range(100))
+
+
+def test_a_trail_that_is_put_aside_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its agent goes on to write: what was the newest is the one before it when its turn comes."""
+    path = tmp_path / "4.jsonl"
+    for number, name in enumerate(("4.jsonl.1", "4.jsonl")):
+        (tmp_path / name).write_text(json.dumps(started(number, number=number)) + "\n")
+    real, moves = open, [True]
+
+    def put_aside(name: str, *words: Any, **more: Any) -> Any:
+        file = real(name, *words, **more)
+        if moves:
+            moves.pop()
+            os.rename(path, f"{path}.1")
+        return file
+
+    monkeypatch.setattr("builtins.open", put_aside)
+    status, text = shared._trail(str(path))
+    assert not status and "u.1" in text

@@ -9,7 +9,8 @@ from uuid import uuid4
 import pytest
 from conftest import Pair
 
-from vmguard import cli, errand, gc, giving, guard, host, instance, membership, paths
+from vmguard import cli, errand, gc, giving, guard, host, instance, membership, openfiles, paths, surprise
+from vmguard.audit import history
 from vmguard.claims import Claim, Mode, Needs
 from vmguard.config import Config
 from vmguard.domain import Domain
@@ -61,6 +62,74 @@ def test_a_start_that_begins_while_gc_asks_libvirt(directory: Pair, identity: st
     said, records, orphans, records_later, orphans_later = directory.one.run(work)
     assert len(records) == len(orphans) == 1, said
     assert not records_later and not orphans_later
+
+
+def test_it_is_written_down_once_that_a_guest_has_ended(directory: Pair, identity: str, tmp_path: Path) -> None:
+    """Also where its leases can only be given back by a later sweep."""
+    claim = Claim(identity, Mode.EXCLUSIVE, "disk", "/d", "")
+
+    def work() -> List[str]:
+        this = _this(directory, tmp_path)
+        one = _begin(this, claim)
+        giving.give_back, real = _not_now, giving.give_back
+        for _ in range(3):
+            with pytest.raises(SanlockFailed):
+                giving.end(instance.load(one.id + ".json") or one, this)
+        giving.give_back = real
+        giving.end(instance.load(one.id + ".json") or one, this)
+        return [event["event"] for event in history.read(history.Wanted())]
+
+    assert directory.one.run(work) == ["held", "released"]
+
+
+def _not_now(*_: object) -> None:
+    raise SanlockFailed("release", -210, "/d")
+
+
+def test_what_a_guest_comes_to_have_later_is_written_down(directory: Pair, identity: str, tmp_path: Path) -> None:
+    """What libvirt makes for it after `prepare`; and what its QEMU has open that nothing had named."""
+    disk, nvram, log = (Claim(f"{identity}{n}", Mode.EXCLUSIVE, "x", f"/x{n}", "the guest may write it") for n in range(3))
+
+    def work() -> List[List[object]]:
+        this = _this(directory, tmp_path)
+        one = guard._add(_begin(this, disk), Needs((nvram,)), this, Tolerance())
+        me = host.process(os.getpid())
+        assert me is not None
+        surprise.hand_over = lambda one, *_: one
+        openfiles.inspect = lambda *_: openfiles.Findings()
+        openfiles.Findings.surprises = lambda _: ()
+        assert surprise.look(one, me, this) == one
+        openfiles.Findings.surprises = lambda _: (openfiles.Finding(_open(log), openfiles.Verdict.WRITTEN, log),)
+        openfiles.claims_of = lambda _: (log,)
+        one = surprise.look(one, me, this)
+        giving.end(one, this)
+        found = history.read(history.Wanted())
+        return [[span.path, span.instance.count("."), span.ended] for span in history.spans(found)]
+
+    assert directory.one.run(work) == [[f"/x{n}", 1, "released"] for n in range(3)]
+
+
+def _open(claim: Claim) -> openfiles.Opened:
+    return openfiles.Opened(claim.path, "file", (0, 1), 5, (0, 0), writable=True, active=True, storage=())
+
+
+def test_gc_lets_the_host_have_a_device_that_no_guest_has(directory: Pair, identity: str, tmp_path: Path) -> None:
+    """The record of its guest could not be read, and was set aside; what udev reads was not."""
+    claim = Claim(identity, Mode.EXCLUSIVE, "disk", "/d", "", device="253:9999")
+
+    def work() -> List[List[str]]:
+        this = _this(directory, tmp_path)
+        gc.load = lambda: this.config
+        folder = tmp_path / "udev"
+        record = Path(instance.directory()) / f"{_begin(this, claim).id}.json"
+        gc.collect()
+        before = os.listdir(folder)
+        record.write_text("half")
+        said = [one.text for one in gc.collect() if one.what == "mark"]
+        return [before, os.listdir(folder), said]
+
+    before, after, said = directory.one.run(work)
+    assert before == ["253:9999"] and after == [] and len(said) == 1 and "253:9999" in said[0]
 
 
 def test_a_start_that_failed_and_whose_release_came_to_nothing(directory: Pair, identity: str, tmp_path: Path) -> None:

@@ -78,6 +78,21 @@ def test_what_is_no_device_of_the_guest_or_not_held(places: Tuple[Path, Path]) -
     assert not folder.exists() and said(device) == ("", "", "")
 
 
+def test_marks_of_nobody(places: Tuple[Path, Path]) -> None:
+    """Of a guest whose record could not be read, or that was killed while it wrote one."""
+    folder, device = places
+    want = Want(claim("253:4"), lver=1)
+    one = instance("a", want)
+    assert marks.stray([one]) == []
+    marks.put(one, (want,))
+    (folder / "9:9.77.tmp").write_text("")
+    said(device)
+    assert marks.stray([one]) == ["9:9.77.tmp"] and marks.stray([]) == ["253:4", "9:9.77.tmp"]
+    for name in marks.stray([]):
+        marks.remove(name)
+    assert not list(folder.iterdir()) and said(device) == ("change", "change", "")
+
+
 def test_it_never_fails(places: Tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     folder, _ = places
     folder.parent.mkdir(parents=True)

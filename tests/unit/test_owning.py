@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import List
 from uuid import uuid4
 
+import pytest
 from conftest import Pair
 
 from vmguard import host, instance, paths
 from vmguard.claims import Claim, Mode
 from vmguard.config import Config
 from vmguard.giving import give_back
+from vmguard.host import Process, Qemu
 from vmguard.instance import Instance, Want
 from vmguard.leases import client, lockspace, slots
 from vmguard.member import Here, Tolerance
-from vmguard.owning import hand_over, kept_by_source
+from vmguard.owning import hand_over, is_known, kept_by_source
 from vmguard.taking import take, wants_of
 
 LEASES = 40
@@ -118,3 +120,20 @@ def test_a_migration_comes_again_after_its_hook_was_killed(pair: Pair, identity:
         return [want.ticket is not None for want in one.wants]
 
     assert pair.two.run(again) == [True, True]
+
+
+def test_whose_record_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any user can start a process with a guest's uuid, or with none: the record of the guest is not its."""
+    records = [Instance(f"i{pid}", uuid, "web", "", Process(1, 1), "running", (), 0, qemu=Process(pid, 1))
+               for pid, uuid in ((7, "u"), (8, ""))]  # fmt: skip
+    parents = {9: [7, 2], 10: [2], 11: [2]}
+    monkeypatch.setattr(host, "parents", lambda pid: parents.get(pid, []))
+
+    def known(pid: int, uuid: str) -> bool:
+        return is_known(Qemu(Process(pid, 1), uuid, "web", False, ()), records)
+
+    assert known(7, "u") and known(8, "")
+    assert known(9, "u"), "a script that libvirt has started, which runs QEMU"
+    assert not known(10, "u") and not known(11, "")
+    records.append(records[0]._replace(qemu=None, state="held"))
+    assert known(10, "u"), "one that has not met its QEMU yet"

@@ -5,6 +5,7 @@ import pytest
 
 from vmguard import errors, report
 from vmguard.claims import Claim, Mode
+from vmguard.cli import check
 
 NOW = 1_700_000_000.0
 CLAIM = Claim("file:fs/1", Mode.EXCLUSIVE, "disk vda", "/srv/b.img", "the guest may write it")
@@ -118,3 +119,12 @@ def test_an_override_that_is_proposed_has_a_reason() -> None:
     for error in SAMPLES:
         text = report.sentence(error, "web2", NOW)
         assert text.count("vmguard override") == text.count("vmguard override web2 --reason '")
+
+
+@pytest.mark.parametrize("error", SAMPLES, ids=lambda error: type(error).__name__)
+def test_of_a_start_that_nobody_made_nobody_says_that_it_was_refused(error: errors.Error) -> None:
+    """`vmguard check`, for people and as JSON; whatever the domain is called."""
+    name = "it was not started: "
+    text = check._objection(error, name)["text"]
+    assert text.startswith(f'vmguard: domain "{name}" would not be started: ')
+    assert text.replace("would not be", "was not") == report.sentence(error, name).replace("would not be", "was not")

@@ -3,8 +3,9 @@
 What is done about a proven conflict, by the administrator's choice: a process of its own, because it asks libvirt, and libvirt
 may hang.
 
-    pause    the guest stops where it is; nothing of it is lost, and `virsh resume` lets it go on. Where libvirt does not
-             answer, its process is stopped (SIGSTOP).
+    pause    the guest stops where it is; nothing of it is lost, and `virsh resume` lets it go on. A block job would go on
+             to write all the same: one that writes what another guest has is aborted. Where libvirt does not answer, the
+             guest's process is stopped (SIGSTOP).
     detach   what was plugged is taken away: a medium is ejected, a copy is aborted, a disk is unplugged. A guest that does not
              let go of it, or was started with that disk, is paused.
 """
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
     policy, uuid, name, pid, start = arguments
     qemu = Process(int(pid), int(start))
     conflicts = json.loads(sys.stdin.read())
-    print(_detach(uuid, name, qemu, conflicts) if policy == "detach" else _pause(uuid, name, qemu))
+    print((_detach if policy == "detach" else _pause)(uuid, name, qemu, conflicts))
     return 0
 
 
@@ -72,36 +73,71 @@ def _in_child(work: Callable[[], str], seconds: float) -> Optional[str]:
     return None
 
 
-def _pause(uuid: str, name: str, qemu: Process, why: str = "") -> str:
-    def suspend() -> str:
-        _domain(uuid).suspend()
-        return "paused"
-
+def _pause(uuid: str, name: str, qemu: Process, conflicts: List[Dict[str, Any]], why: str = "") -> str:
+    paths = [one["path"] for one in conflicts]
     # By its uuid libvirt would pause its own guest, which may be another process than this one.
-    if libvirtstate.of(name, qemu.pid) is not None and _in_child(suspend, _PATIENCE) is not None:
-        return f"paused{why}"
+    if libvirtstate.of(name, qemu.pid) is not None:
+        done = _in_child(lambda: _suspend(_domain(uuid), paths), _PATIENCE)
+        if done is not None:
+            return f"{done}{why}"
     state = libvirtstate.of(name, qemu.pid)
-    if state is not None and state.state == "paused":
+    if state is not None and state.state == "paused" and not state.jobs:
         return f"paused{why}"  # somebody else was quicker
     if host.alive(qemu):
         os.kill(qemu.pid, signal.SIGSTOP)
     return f"stopped its process {qemu.pid}, because libvirt did not pause it (kill -CONT lets it go on){why}"
 
 
+def _suspend(domain: Any, paths: Sequence[str]) -> str:
+    """Stop the guest, and what writes one of these without its processors. What was done. Raises what libvirt raises."""
+    domain.suspend()
+    disks = _disks(domain)
+    ended = [what for path in paths for what in _end_jobs(domain, disks, path)]
+    return ", ".join(dict.fromkeys(["paused", *ended]))
+
+
+def _end_jobs(domain: Any, disks: Sequence[Element], path: str) -> List[str]:
+    """Abort the jobs that write to this path, or may: where a commit or a backup writes to, the definition does not say."""
+    import libvirt
+
+    named = [disk for disk in disks if _leads_to(disk.first("source"), path)]
+    copied = [disk for disk in disks if _leads_to(_mirror(disk), path)]
+    done = []
+    for dev in map(_dev, copied or named or disks):
+        job = domain.blockJobInfo(dev, 0)
+        # What a disk is copied from is only read; but a pull writes into it.
+        if job and (not named or copied or job["type"] == libvirt.VIR_DOMAIN_BLOCK_JOB_TYPE_PULL):
+            domain.blockJobAbort(dev, 0)
+            done.append(f"aborted the block job of {dev}")
+    if not (copied or named) and _is_backed_up(domain):
+        domain.abortJob()
+        done.append("aborted its backup")
+    return done
+
+
+def _is_backed_up(domain: Any) -> bool:
+    import libvirt
+
+    try:
+        return bool(domain.backupGetXMLDesc(0))
+    except libvirt.libvirtError:
+        return False
+
+
 def _detach(uuid: str, name: str, qemu: Process, conflicts: List[Dict[str, Any]]) -> str:
     if not all(one["plugged"] for one in conflicts):
-        return _pause(uuid, name, qemu, ": it was started with that disk")
+        return _pause(uuid, name, qemu, conflicts, ": it was started with that disk")
     if libvirtstate.of(name, qemu.pid) is None:
-        return _pause(uuid, name, qemu, ": it is no guest of libvirt's")
+        return _pause(uuid, name, qemu, conflicts, ": it is no guest of libvirt's")
     done = _in_child(lambda: _take_all_away(uuid, [one["path"] for one in conflicts]), _PATIENCE)
     if not done:
-        return _pause(uuid, name, qemu, ": it could not be taken away")
+        return _pause(uuid, name, qemu, conflicts, ": it could not be taken away")
     end = time.monotonic() + _LETS_GO
     while time.monotonic() < end:
         if not any(_has_open(qemu, one["path"]) for one in conflicts):
             return done
         time.sleep(0.02)
-    return _pause(uuid, name, qemu, ": it does not let go of it")
+    return _pause(uuid, name, qemu, conflicts, ": it does not let go of it")
 
 
 def _take_all_away(uuid: str, paths: Sequence[str]) -> str:
@@ -132,17 +168,14 @@ def _has_open(qemu: Process, path: str) -> bool:
 
 def _take_away(domain: Any, path: str, libvirt: Any) -> Optional[str]:
     """Eject, abort or unplug what has this path; what was done. None if nothing of the domain has it."""
-    root = read(domain.XMLDesc(0).encode("utf-8", "surrogateescape"))
-    devices = root.first("devices")
-    for disk in devices.all("disk") if devices is not None else ():
-        target = disk.first("target")
-        dev = (target.get("dev") if target is not None else "") or ""
-        mirror = disk.first("mirror")
-        if mirror is not None and _leads_to(mirror.first("source"), path):
+    for disk in _disks(domain):
+        dev = _dev(disk)
+        if _leads_to(_mirror(disk), path):
             domain.blockJobAbort(dev, 0)
             return f"aborted the copy of {dev}"
         if not _leads_to(disk.first("source"), path):
             continue
+        target = disk.first("target")
         bus = (target.get("bus") if target is not None else "") or ""
         if disk.get("device") in ("cdrom", "floppy"):
             kind = disk.get("device")
@@ -154,6 +187,22 @@ def _take_away(domain: Any, path: str, libvirt: Any) -> Optional[str]:
         domain.detachDeviceAlias((alias.get("name") if alias is not None else "") or "", libvirt.VIR_DOMAIN_AFFECT_LIVE)
         return f"detached {dev}"
     return None
+
+
+def _disks(domain: Any) -> List[Element]:
+    devices = read(domain.XMLDesc(0).encode("utf-8", "surrogateescape")).first("devices")
+    return list(devices.all("disk")) if devices is not None else []
+
+
+def _dev(disk: Element) -> str:
+    target = disk.first("target")
+    return (target.get("dev") if target is not None else "") or ""
+
+
+def _mirror(disk: Element) -> Optional[Element]:
+    """What a block job copies the disk to, or commits it into."""
+    mirror = disk.first("mirror")
+    return mirror.first("source") if mirror is not None else None
 
 
 def _leads_to(source: Optional[Element], path: str) -> bool:

@@ -48,6 +48,9 @@ _SWEPT_AGAIN = 30.0
 # A start is decided within moments. After so long it is seen whether its hook still lives: a sweep waits for it. Seconds.
 _UNDECIDED = 5.0
 
+# Programs of the administrator's that run at a time: five hundred guests may come to have something to tell at once.
+_COMMANDS = 4
+
 _LASTING = ("alarm", "not-inspected", "unidentified", "conflict")
 
 _CODE = "import sys; sys.path.insert(0, sys.argv[1]); from vmguard.agent.acting import main; sys.exit(main(sys.argv[2:]))"
@@ -74,6 +77,7 @@ class Agent:
         self._config: Optional[Config] = None
         self._read: Tuple[Tuple[Any, ...], ...] = ()  # which files that was in, and when they were written
         self._told_of_config = ""
+        self._commands = asyncio.Semaphore(_COMMANDS)
 
     # -- what wakes it ---------------------------------------------------------------------------------------------------
 
@@ -322,6 +326,7 @@ class Agent:
         contested = bool(seen.conflicts) or seen.word == "trouble"
         if not contested:
             guest.contested_since = None
+            guest.acted = frozenset()
             guest.told = frozenset(one for one in guest.told if one.startswith("unidentified"))
         elif guest.contested_since is None:
             guest.contested_since = time.monotonic()
@@ -347,7 +352,7 @@ class Agent:
         command = self._config.command if self._config is not None else None
         if command:
             line = json.dumps({"event": event, "text": text, "host": host.name(), **data}, default=str)
-            self._begin(_run_command(command, line))
+            self._begin(_run_command(command, line, self._commands))
 
     def _begin(self, what: Any) -> None:
         task = asyncio.ensure_future(what)
@@ -365,13 +370,14 @@ class Agent:
 
     def _conflict(self, guest: Guest, seen: Seen, config: Config) -> None:
         for one in seen.conflicts:
-            data = {"path": one["path"], "identity": one["identity"]}
+            data = {key: one[key] for key in ("path", "identity", "holder", "holder_uuid") if one.get(key)}
             self._tell(guest, "conflict", f"{guest.qemu.name}: {one['text']}", data)
         if config.mode is Guarding.AUDIT or config.conflict is OnConflict.ALARM:
             return
         state = libvirtstate.of(guest.qemu.name, guest.process.pid)
+        known = {one["identity"] for one in seen.conflicts} <= guest.acted  # a guest that is paused can still copy its disks
         # A process that is stopped itself is one that libvirt does not answer for: it goes on to call it running.
-        if guest.acted and (host.stopped(guest.process) or (state is not None and state.state == "paused")):
+        if known and (host.stopped(guest.process) or (state is not None and state.state == "paused")):
             return  # contained
         if not guest.acting:
             guest.acting = True
@@ -385,7 +391,8 @@ class Agent:
                 [*words, str(process.pid), str(process.start)], json.dumps(seen.conflicts, default=str), 60
             )
         finally:
-            guest.acting, guest.acted = False, True
+            guest.acting = False
+            guest.acted |= {one["identity"] for one in seen.conflicts}
         what = done.text.strip().split("\n")[-1] if done.whole and done.status == 0 else f"in vain: {done.text.strip()}"
         seconds = round(time.monotonic() - noticed, 3)
         self._say(
@@ -412,9 +419,10 @@ async def _keep_alive(seconds: float) -> None:
         await asyncio.sleep(seconds)
 
 
-async def _run_command(command: str, line: str) -> None:
+async def _run_command(command: str, line: str, turns: asyncio.Semaphore) -> None:
     try:
-        done = await work.program([command], line + "\n", 30)
+        async with turns:
+            done = await work.program([command], line + "\n", 30)
         if done.status != 0:
             events.record("command-failed", f"{command}: status {done.status}: {done.text[:500]}")
     except OSError as error:

@@ -19,6 +19,8 @@ from vmguard.arrivals import DEFINITIONS
 _SETTLES = 0.2
 # For all definitions of a large host, on a busy one. Seconds.
 _TAKES = 300
+# What could not be judged when the agent began is judged after that. Seconds.
+_AGAIN = 60.0
 
 _CODE = "import sys; sys.path.insert(0, sys.argv.pop(1)); from vmguard.cli import main; sys.exit(main())"
 _LIBRARY = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -84,7 +86,8 @@ class Definitions:
 
     async def keep(self) -> None:
         """Judge all once, then what changes, until cancelled."""
-        await self._judge([])
+        while not await self._judge([]):
+            await asyncio.sleep(_AGAIN)  # what changes meanwhile is judged with all the others
         while True:
             await self._woken.wait()
             await asyncio.sleep(_SETTLES)

@@ -44,7 +44,7 @@ class Guest:
         self.urgent = False  # whether libvirt has told of it: before those that are only looked at now and then
         self.busy = False  # it is just being looked at
         self.acting = False  # something is being done about a conflict
-        self.acted = False  # something has been done
+        self.acted: FrozenSet[str] = frozenset()  # identities of conflicts about which something has been done
         self._count = -1
         self._files = 0
 

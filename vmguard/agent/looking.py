@@ -28,7 +28,7 @@ from vmguard.instance import Instance
 from vmguard.leases import client
 from vmguard.member import Here, Tolerance, here
 from vmguard.openfiles import Findings, Opened, Verdict, claims_of, compare, inspect, open_files
-from vmguard.owning import hand_over, qemu_of, record_of
+from vmguard.owning import hand_over, is_known, qemu_of, record_of
 from vmguard.report import message
 from vmguard.storage.facts import LiveFacts
 from vmguard.surprise import claim_more
@@ -115,10 +115,7 @@ def look_at(qemu: Qemu, spare: Sequence[str], contested_for: float, noticed: flo
         now = [one for one in instance.load_all() if one.boot_id == host.boot_id() and one.state != "intent"]
         record = record_of(qemu, now)
         if record is None:
-            above = host.parents(qemu.process.pid)
-            if any(one.uuid == qemu.uuid and one.qemu is not None and one.qemu.pid in above for one in now):
-                return Seen("calm", LATER)  # an emulator that runs QEMU as its child: what libvirt has started has the leases
-            return _adopt(qemu, config, noticed)
+            return Seen("calm", LATER) if is_known(qemu, now) else _adopt(qemu, config, noticed)
         return _look(record, qemu, config, spare, contested_for, noticed)
     except CannotTell as error:
         return Seen("trouble", LATER, (("not-inspected", message(error), {}),))
@@ -305,7 +302,8 @@ def _conflict(
     started_with = any(
         want.claim.what == claim.what and not want.contested and not want.missing for want in one.wants
     )
-    return {**data, "text": text, "plugged": not started_with and one.note != RAN_BEFORE}
+    whose = {"holder": first.domain or "", "holder_uuid": first.uuid or ""}
+    return {**data, **whose, "text": text, "plugged": not started_with and one.note != RAN_BEFORE}
 
 
 # -- giving back what nothing needs ------------------------------------------------------------------------------------

@@ -6,4 +6,5 @@ The audit trail: who held which volume when, and what else was done to it.
     shared.py     the trail of all hosts, in the store
     timeline.py   the life of one disk as a picture
     monitor.py    what is done to held volumes by others, as udev, the mount table and inotify tell it: for the agent
+    openers.py    who opens them for writing, and whether files keep their names: of that, inotify tells only that it happened
 """

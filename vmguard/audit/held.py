@@ -3,18 +3,19 @@
 
 import os
 import time
+from functools import partial
 from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 from vmguard import instance
-from vmguard.claims import Mode, lies_beneath
+from vmguard.claims import Claim, lies_beneath
 from vmguard.errors import RecordBroken
 from vmguard.instance import Instance
 
 
 class Held(NamedTuple):
-    """One thing that a guest of this host has for writing, alone."""
+    """One thing that a guest of this host has, alone or with others: a disk, or what lies behind one."""
 
-    path: str
+    path: str  # by which it can be looked at
     identity: str
     device: str  # major:minor; "" for a file
     domain: str
@@ -67,6 +68,17 @@ class AllHeld:
         self._records = now
         return True
 
+    def paths(self) -> Dict[str, List[Held]]:
+        """By path: who has it, by this name first, and by others."""
+        alike: Dict[str, List[Held]] = {}
+        for one in self:
+            alike.setdefault(one.identity, []).append(one)
+        found: Dict[str, List[Held]] = {}
+        for one in self:
+            if one.path not in found:  # hundreds of guests may have one base
+                found[one.path] = sorted(alike[one.identity], key=partial(_has_another_path, one.path))
+        return found
+
     def devices(self) -> Dict[str, Held]:
         """By device number."""
         return {one.device: one for one in self if one.device}
@@ -82,10 +94,16 @@ def _read(name: str, which: Tuple[int, int]) -> _Record:
 
 def _held_by(one: Instance) -> List[Held]:
     return [
-        Held(want.claim.path, want.claim.identity, want.claim.device, one.name, one.uuid, one.since)
+        Held(_path(want.claim), want.claim.identity, want.claim.device, one.name, one.uuid, one.since)
         for want in one.wants
-        if want.claim.mode is Mode.EXCLUSIVE
-        and want.claim.path.startswith("/")
-        and not want.missing
-        and not lies_beneath(want.claim)
+        if _path(want.claim) and not want.missing and not lies_beneath(want.claim)
     ]
+
+
+def _has_another_path(path: str, one: Held) -> bool:
+    return one.path != path
+
+
+def _path(claim: Claim) -> str:
+    """A volume of a pool has none in the definition; as a device it has one for udev."""
+    return claim.path if claim.path.startswith("/") else f"/dev/block/{claim.device}" if claim.device else ""

@@ -7,9 +7,12 @@ A span is one domain holding one storage object on one host. A host that was res
 nobody was left to write that down: then the end of a span is the first thing that is known of the next boot.
 """
 
+import calendar
 import json
 import os
+import re
 import time
+from datetime import datetime
 from typing import Any, BinaryIO, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from vmguard import events
@@ -28,7 +31,7 @@ class Wanted(NamedTuple):
 
     since: float = 0.0  # seconds since the epoch
     disk: Tuple[str, ...] = ()  # paths and identities, any of which
-    domain: str = ""  # name or uuid
+    domain: Tuple[str, ...] = ()  # names and uuids, any of which
     host: str = ""
 
     def takes(self, event: Event) -> bool:
@@ -37,7 +40,8 @@ class Wanted(NamedTuple):
             return False
         if self.host and event.get("host") != self.host:
             return False
-        if self.domain and self.domain not in (event.get("domain"), event.get("uuid"), event.get("holder")):
+        whose = (event.get("domain"), event.get("uuid"), event.get("holder"), event.get("holder_uuid"))
+        if self.domain and not set(self.domain) & set(whose):
             return False
         return not self.disk or event["event"] in ("unseen", "watching") or bool(set(self.disk) & set(_names(event)))
 
@@ -65,13 +69,16 @@ def _names(event: Event) -> Iterator[str]:
     for disk in event.get("disks") or ():
         yield disk["path"]
         yield disk["identity"]
-    # A refusal names the disk in its sentence alone.
+    # A refusal may name the disk in its sentence alone.
     if event["event"] in ("refused", "would-refuse", "overridden", "alarm", "ended"):
         for line in str(event.get("text", "")).splitlines()[1:]:
             key, colon, rest = line.strip().partition(":")
             if colon and key in ("disk", "path"):
                 yield rest.strip()
 
+
+_TEXTS = ("host", "domain", "uuid", "path", "identity", "mode", "instance", "boot", "holder", "holder_uuid")
+_END_OF_TIME = 1e11  # beyond it a calendar knows no more
 
 # How each event begins. Inside of one the quotes of a text are escaped.
 _BEGIN = b'{"time": '
@@ -84,8 +91,24 @@ def parsed(lines: Iterable[bytes]) -> Iterator[Event]:
             event = json.loads(line[max(0, line.rfind(_BEGIN)) :])
         except ValueError:
             continue
-        if isinstance(event, dict) and isinstance(event.get("time"), (int, float)) and "event" in event:
+        if _is_event(event):
             yield event
+
+
+def _is_event(found: Any) -> bool:
+    """Whether this is what `events.record` writes: other things may have come to lie in a file."""
+    if not isinstance(found, dict) or not isinstance(found.get("time"), (int, float)):
+        return False
+    disks = found.get("disks") or []
+    return (
+        0 <= found["time"] < _END_OF_TIME
+        and isinstance(found.get("event"), str)
+        and all(isinstance(found.get(key, ""), str) for key in _TEXTS)
+        and all(isinstance(found.get(key, 0), (int, float)) for key in ("from", "to"))
+        and isinstance(disks, list)
+        and all(isinstance(one, dict) and isinstance(one.get("path"), str) for one in disks)
+        and all(isinstance(one.get("identity"), str) and isinstance(one.get("mode", ""), str) for one in disks)
+    )
 
 
 def _opened() -> List[BinaryIO]:
@@ -123,6 +146,8 @@ def read(wanted: Wanted, paths: Optional[Sequence[str]] = None) -> List[Event]:
     try:
         for file in _opened() if paths is None else [open(path, "rb") for path in paths]:
             with file:
+                if paths is None and os.fstat(file.fileno()).st_mtime < wanted.since:
+                    continue  # all of it is older
                 found += [event for event in parsed(file) if wanted.takes(event)]
     except OSError as error:
         raise _unreadable(error) from error
@@ -154,9 +179,10 @@ def new_lines(where: Place) -> Tuple[List[bytes], Place]:
             if not behind:
                 continue
             begin = where[1] if inode == where[0] else 0
-            if begin > os.fstat(file.fileno()).st_size:
-                begin = 0  # somebody has emptied it
-            file.seek(begin)
+            file.seek(max(0, begin - 1))
+            if begin and file.read(1) != b"\n":
+                begin = 0  # somebody has emptied it, and it may have grown since
+                file.seek(begin)
             data = file.read()
             whole = data.rfind(b"\n") + 1
             found += data[:whole].splitlines()
@@ -167,9 +193,22 @@ def new_lines(where: Place) -> Tuple[List[bytes], Place]:
 def follow(wanted: Wanted, where: Place, pause: float = 0.2) -> Iterator[Event]:
     """What is written down behind a place, until interrupted; over rotations, too."""
     while True:
-        lines, where = new_lines(where)
-        yield from (event for event in parsed(lines) if wanted.takes(event))
+        if _goes_on(where):
+            try:
+                lines, where = new_lines(where)
+            except OSError as error:
+                raise _unreadable(error) from error
+            yield from (event for event in parsed(lines) if wanted.takes(event))
         time.sleep(pause)
+
+
+def _goes_on(where: Place) -> bool:
+    """Whether anything may be behind a place: mostly there is not, and no file needs to be opened to see that."""
+    try:
+        newest = os.stat(events.path())
+    except OSError:
+        return True  # it has just been put aside, perhaps with what nobody has read
+    return (newest.st_ino, newest.st_size) != where
 
 
 def spans(found: Sequence[Event], disk: Sequence[str] = ()) -> List[Span]:
@@ -194,7 +233,7 @@ def spans(found: Sequence[Event], disk: Sequence[str] = ()) -> List[Span]:
                 key = (host, whose, one["identity"])
                 held.setdefault(key, _span(event, one, boot))
         elif name == "given-back":
-            span = held.pop((host, whose, event["identity"]), None)
+            span = held.pop((host, whose, event.get("identity", "")), None)
             over += [span._replace(until=event["time"], ended=name)] if span is not None else []
         else:
             for key in [key for key in held if key[:2] == (host, whose)]:
@@ -208,9 +247,9 @@ def _span(event: Event, disk: Dict[str, Any], boot: str) -> Span:
         host=event.get("host", ""),
         domain=event.get("domain", ""),
         uuid=event.get("uuid", ""),
-        path=disk["path"],
+        path=disk.get("path", ""),
         identity=disk["identity"],
-        mode=disk["mode"],
+        mode=disk.get("mode", ""),
         since=event["time"],
         instance=event.get("instance", ""),
         boot=boot,
@@ -231,20 +270,33 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 def moment_of(text: str, now: Optional[float] = None) -> float:
     """
-    Seconds since the epoch: "90m" (ago), "2026-11-25", "2026-11-25 14:00", "2026-11-25T14:00:30", "yesterday", "today".
+    Seconds since the epoch: "90m" (ago), "2026-11-25", "2026-11-25 14:00", "2026-11-25T14:00:30", "yesterday", "today",
+    "@1764079200". A time is local, or in the zone behind it: "2026-11-25 14:00:30 UTC", as we show times, "…T14:00:30+01:00".
 
     Raises BadRequest.
     """
     now = time.time() if now is None else now
     word = text.strip().lower()
+    if word[:1] == "@" and re.fullmatch(r"@[0-9]{1,11}(\.[0-9]*)?", word):
+        return float(word[1:])
     if word[:-1].isdecimal() and word[-1:] in _UNITS and len(word) < 20:
         return now - int(word[:-1]) * _UNITS[word[-1]]
     if word in ("today", "yesterday"):
         day = time.localtime(now)
         return time.mktime((day.tm_year, day.tm_mon, day.tm_mday - (word == "yesterday"), 0, 0, 0, 0, 0, -1))
     for form in ("%Y-%m-%d", "%Y-%m-%d %H:%M", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S"):
-        try:
-            return time.mktime(time.strptime(text.strip(), form))
-        except ValueError:
-            continue
+        for zone in ("", " %Z", "%z", " %z"):
+            try:
+                return _seconds(text.strip(), form, zone)
+            except (ValueError, OverflowError):
+                continue
     raise BadRequest(f"{text!r} is no time", "give 90m, 12h, 3d (ago), yesterday, 2026-11-25 or '2026-11-25 14:00'")
+
+
+def _seconds(text: str, form: str, zone: str) -> float:
+    """Raises ValueError, OverflowError."""
+    if zone.endswith("%z"):
+        return datetime.strptime(text, form + zone).timestamp()
+    found = time.strptime(text, form + zone)
+    # Of the names of zones Python knows the two of this place, and those of the time of the whole world.
+    return float(calendar.timegm(found)) if (found.tm_zone or "").upper() in ("UTC", "GMT") else time.mktime(found)

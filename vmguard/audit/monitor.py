@@ -6,7 +6,7 @@ which volumes come up here, of which another host may hold some.
     udev's events     pyudev, over netlink. They can get lost when too many come at once: then that is said, and everything
                       is looked at anew
     the mount table   the kernel tells when it changes
-    inotify           on the files and device nodes: somebody has opened one, or closed it after writing
+    inotify           on the files and device nodes: somebody has opened one, or closed it after writing (openers.py)
 
 What it last knew lies in /run/vmguard, with the time when it last looked. An agent that comes back says from when until when
 nobody watched, and what is different from before.
@@ -18,21 +18,18 @@ import os
 import re
 import select
 import time
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, Callable, Dict, List, Optional, Set, Tuple
 
 from vmguard import host, paths
 from vmguard.audit.held import AllHeld, Held
-from vmguard.lint.inotify import Files
+from vmguard.audit.openers import Openers
 from vmguard.storage.host import mounts_in
 
 SYS = "/sys"
 
 # Between a look and the next one that time has passed without anybody watching is not worth a word below this. Seconds.
 _UNNOTICED = 5.0
-# Somebody who opens the same thing again and again is looked for so often at most. Seconds.
-_SEARCH = 5.0
 
 Tell = Callable[..., None]
 
@@ -61,15 +58,11 @@ class Monitor:
         self._facts: Dict[str, Dict[str, Any]] = {}
         self._mounted: Set[str] = set()
         self._over: Set[Tuple[str, str]] = set()  # held device, and what lies on it
-        self._files: Optional[Files] = None
+        self._openers: Optional[Openers] = None
         self._udev: Any = None
         self._mounts: Optional[Tuple[int, Any]] = None
-        self._searched: Dict[str, float] = {}
         self._active: Set[str] = set()  # volumes of LVM on this host, by device number
         self._came_up: List[str] = []
-        self._due: Dict[str, bool] = {}  # what is to be searched for: whether it was written, and not by its QEMU
-        self._thread = ThreadPoolExecutor(1, "storage")
-        self._tasks: Set[asyncio.Task[None]] = set()
 
     # -- coming and going ------------------------------------------------------------------------------------------------
 
@@ -78,18 +71,19 @@ class Monitor:
         loop = asyncio.get_running_loop()
         before = self._remembered()
         try:
-            self._files = Files()
-            loop.add_reader(self._files.fileno(), self._opened)
+            self._openers = Openers(self._about, self._unseen, self._quiet)
+            loop.add_reader(self._openers.fileno(), self._openers.happened)
         except OSError:
-            self._files = None
+            self._openers = None
         self._listen_to_udev()
         self._listen_to_mounts()
         self._refresh()
         now = time.time()
         # In this boot nobody has watched yet: not since the first of what is held was taken.
         seen = before["seen"] if before is not None else min((one.since for one in self._held), default=now)
-        if now - seen > _UNNOTICED:
-            self._tell("unseen", "nobody watched what was done to held volumes", **{"from": seen, "to": now})
+        if not 0 <= now - seen <= _UNNOTICED:  # of a clock that was set back nobody knows how long it was
+            text = "nobody watched what was done to held volumes"
+            self._tell("unseen", text, **{"from": min(seen, now), "to": now})
         if before is not None:
             self._facts = before["devices"]
             self._mounted = set(before["mounted"])
@@ -99,15 +93,15 @@ class Monitor:
 
     def stop(self) -> None:
         loop = asyncio.get_running_loop()
-        if self._files is not None:
-            loop.remove_reader(self._files.fileno())
-            self._files.close()
+        if self._openers is not None:
+            loop.remove_reader(self._openers.fileno())
+            self._openers.close()
         if self._udev is not None:
             loop.remove_reader(self._udev.fileno())
         if self._mounts is not None:
             loop.remove_reader(self._mounts[1].fileno())
             os.close(self._mounts[0])
-        self._files = self._udev = self._mounts = None
+        self._openers = self._udev = self._mounts = None
 
     def _path(self) -> str:
         return os.path.join(paths.RUN, "watching.json")
@@ -141,12 +135,10 @@ class Monitor:
         """Every few seconds: whether other things are held; that we are there."""
         self._refresh()
         changed, self._changed = self._changed, False
-        if changed:
-            held = {one.path for one in self._held}
-            self._searched = {path: at for path, at in self._searched.items() if path in held}
-        if changed and self._files is not None:
-            # In a thread, as whatever looks a path up: on storage that went away it does not come back.
-            self._thread.submit(self._files.watch, [one.path for one in self._held])
+        if self._openers is not None:
+            if changed:
+                self._openers.watch(self._held.paths())
+            self._openers.look()
         if changed or everything:
             devices = self._held.devices()
             self._facts = {number: known for number, known in self._facts.items() if number in devices}
@@ -193,10 +185,10 @@ class Monitor:
             event, f"{one.path}: {text}", domain=one.domain, uuid=one.uuid, path=one.path, identity=one.identity, **data
         )
 
-    def _lost(self, whose: str) -> None:
-        """More came than the kernel's buffer holds: nobody knows what."""
+    def _unseen(self, text: str) -> None:
+        """Something happened, and nobody knows what."""
         now = time.time()
-        self._tell("unseen", f"events of {whose} got lost, because too many came at once", **{"from": now, "to": now})
+        self._tell("unseen", text, **{"from": now, "to": now})
 
     def came_up(self) -> List[str]:
         """Volumes of LVM that have become active on this host since the last call, and that no guest of it holds."""
@@ -235,7 +227,7 @@ class Monitor:
             try:
                 device = self._udev.poll(timeout=0)
             except OSError:
-                self._lost("udev")  # ENOBUFS
+                self._unseen("events of udev got lost, because too many came at once")  # ENOBUFS
                 self.look(everything=True)
                 return
             if device is None:
@@ -314,42 +306,6 @@ class Monitor:
             self._about(one, "mounted", f"it is mounted on {place}, on the host", place=place)
         self._mounted = set(now)
 
-    # -- opened by somebody ----------------------------------------------------------------------------------------------
-
-    def _opened(self) -> None:
-        assert self._files is not None
-        seen: Dict[str, bool] = {}
-        for path, written in self._files.changes():
-            if not path:
-                self._lost("inotify")
-            seen[path] = seen.get(path, False) or written
-        held = {one.path: one for one in self._held}
-        for path, written in seen.items():
-            if path not in held:
-                continue
-            quiet = written and self._quiet(held[path].uuid)
-            known = path in self._due
-            self._due[path] = self._due.get(path, False) or quiet
-            if not known:  # else he is looked for soon, whoever it is
-                task = asyncio.ensure_future(self._search(held[path]))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
-
-    async def _search(self, one: Held) -> None:
-        """Who has it open for writing, or had until now."""
-        last = self._searched.get(one.path)
-        if last is not None:
-            await asyncio.sleep(max(0.0, last + _SEARCH - time.monotonic()))
-        self._searched[one.path] = time.monotonic()
-        written = self._due.pop(one.path, False)
-        others = await asyncio.get_running_loop().run_in_executor(self._thread, writers, one.path)
-        mine = {qemu.process.pid for qemu in host.qemu_processes() if qemu.uuid == one.uuid} if others else set()
-        for pid, name in others:
-            if pid not in mine:
-                self._about(one, "opened", f"{name} (pid {pid}) has it open for writing", pid=pid, program=name)
-        if written and not any(pid not in mine for pid, _ in others):
-            self._about(one, "opened", "somebody had it open for writing, who has ended already")
-
 
 def _number_of(source: str) -> str:
     if not source.startswith("/dev/"):
@@ -359,34 +315,3 @@ def _number_of(source: str) -> str:
     except OSError:
         return ""
     return f"{os.major(number)}:{os.minor(number)}"
-
-
-def writers(path: str) -> List[Tuple[int, str]]:
-    """The processes that have a file or device open for writing, with their programs' names; not we ourselves."""
-    try:
-        wanted = os.stat(path)
-    except OSError:
-        return []
-    found = []
-    for entry in os.listdir(host.PROC):
-        if not entry.isdecimal() or int(entry) == os.getpid():
-            continue
-        folder = f"{host.PROC}/{entry}/fd"
-        try:
-            names = os.listdir(folder)
-        except OSError:
-            continue
-        for name in names:
-            try:
-                one = os.stat(f"{folder}/{name}")
-            except OSError:
-                continue
-            if wanted.st_rdev != one.st_rdev or not (wanted.st_rdev or os.path.samestat(wanted, one)):
-                continue
-            lines = (host.read(f"{host.PROC}/{entry}/fdinfo/{name}") or b"").split(b"\n")
-            flags = next((int(line.split()[1], 8) for line in lines if line.startswith(b"flags:")), 0)
-            if flags & 0o3:
-                program = (host.read(f"{host.PROC}/{entry}/comm") or b"?").strip().decode("utf-8", "replace")
-                found.append((int(entry), program))
-                break
-    return found

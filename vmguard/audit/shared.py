@@ -8,7 +8,9 @@ short is made again, so a line may be there twice; it counts once.
 
 import json
 import os
-from typing import Dict, List, Optional, Tuple
+import re
+from functools import partial
+from typing import List, Optional, Tuple
 
 from vmguard import deadline, events, paths
 from vmguard.audit.history import Event, Wanted, new_lines, parsed
@@ -48,36 +50,72 @@ def publish() -> None:
         json.dump({"inode": where[0], "offset": where[1]}, file)
     os.makedirs(place, mode=0o700, exist_ok=True)
     target = os.path.join(place, f"{config.host_id}.jsonl")
-    with open(target, "ab") as out:
-        out.write(b"".join(line + b"\n" for line in lines))
+    with open(target, "ab", buffering=0) as out:
+        before = out.tell()
+        data = b"".join(line + b"\n" for line in lines)
+        try:
+            while data:
+                data = data[out.write(data) :]
+        except OSError:
+            os.ftruncate(out.fileno(), before)  # the store is full: it is copied whole when there is room
+            raise
         size = out.tell()
     if size > events.MAX_BYTES:
         os.rename(target, target + ".1")
     os.rename(kept + ".tmp", kept)
 
 
-def of_others(wanted: Wanted) -> Tuple[List[Event], bool]:
-    """What other hosts have written down and is wanted; False with it if the store did not answer."""
+def of_others(wanted: Wanted) -> Tuple[List[Event], List[str]]:
+    """What other hosts have written down and is wanted; with it why some of that is missing, a clause each."""
     config = load()
     place = folder(config)
     if place is None:
-        return [], True
-
-    def read() -> Tuple[int, str]:
-        lines: Dict[bytes, None] = {}
-        try:
-            names = os.listdir(place)
-        except FileNotFoundError:
-            names = []
-        for name in sorted(names, reverse=True):  # what was put aside before what goes on
-            if name.partition(".")[0] != str(config.host_id):
-                with open(os.path.join(place, name), "rb") as file:
-                    lines.update(dict.fromkeys(file.read().splitlines()))
-        return 0, b"\n".join(lines).decode("ascii", "replace")
-
+        return [], []
+    found: List[Event] = []
+    missing: List[str] = []
     try:
-        _, text = deadline.run(_PATIENCE, read)
-    except (Late, deadline.Bug):
-        return [], False
-    # The store is what may hang; to understand a year of many hosts takes its time.
-    return [event for event in parsed(text.encode().split(b"\n")) if wanted.takes(event)], True
+        status, text = deadline.run(_PATIENCE, lambda: _trails(place))
+        names = () if status else text.split()
+        missing += [text] if status else []
+        for name in names:
+            if name == f"{config.host_id}.jsonl":
+                continue
+            status, text = deadline.run(_PATIENCE, partial(_trail, os.path.join(place, name)))
+            if status:
+                missing.append(text)
+                continue
+            # The store is what may hang; to understand a year of a host takes its time.
+            found += filter(wanted.takes, parsed(text.encode().split(b"\n")))
+    except Late:
+        missing.append("the store does not answer")
+    return found, missing
+
+
+def _trails(place: str) -> deadline.Outcome:
+    """0 with the trails of all hosts, each by the name of the file that goes on; else 1 with why they cannot be read."""
+    try:
+        names = os.listdir(place)
+    except FileNotFoundError:
+        names = []
+    except OSError as error:
+        return 1, f"{place}: {error.strerror}"
+    found = map(re.compile(r"([0-9]+\.jsonl)(\.1)?").fullmatch, names)  # other things may lie beside them
+    return 0, "\n".join(sorted({one.group(1) for one in found if one is not None}))
+
+
+def _trail(path: str) -> deadline.Outcome:
+    """
+    0 with what one host has written down; else 1 with why it cannot be read.
+
+    What goes on is read before what was put aside: put aside meanwhile, it is there twice, and counts once.
+    """
+    parts: List[bytes] = []
+    for one in (path, path + ".1"):
+        try:
+            with open(one, "rb") as file:
+                parts.insert(0, file.read())
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            return 1, f"{one}: {error.strerror}"
+    return 0, b"\n".join(dict.fromkeys(b"\n".join(parts).splitlines())).decode("ascii", "replace")

@@ -173,6 +173,8 @@ def _ticks(first: float, last: float) -> List[float]:
     for step in (1, 2, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 21600, 43200, 86400, 172800, 604800, 2592000):
         if (last - first) / step <= 8:
             break
+    else:
+        step = int((last - first) / 8)  # a clock that had not been set yet
     zone = time.localtime(first).tm_gmtoff
     at = ((first + zone) // step + 1) * step - zone
     found = []

@@ -12,6 +12,7 @@ from vmguard import host
 from vmguard.audit import history, shared, timeline
 from vmguard.audit.history import Event, Span, Wanted
 from vmguard.cli import _show
+from vmguard.domain import HostPath, uuid_in
 from vmguard.errors import BadRequest, Error
 from vmguard.text import duration, moment, plain
 
@@ -28,13 +29,13 @@ def add(commands: Any) -> None:
     audit.add_argument("--disk", metavar="PATH|IDENTITY", default="", help="of one disk, by any of its paths")
     audit.add_argument("--domain", metavar="NAME|UUID", default="", help="of one domain")
     audit.add_argument("--host", metavar="NAME", default="", help="of one host")
-    moments = "90m, 12h, 3d (ago), yesterday, 2026-11-25, '2026-11-25 14:00'"
+    moments = "90m, 12h, 3d (ago), yesterday, 2026-11-25, '2026-11-25 14:00', with a zone behind it or not, @SECONDS"
     audit.add_argument("--since", metavar="WHEN", default="", help=moments)
     elsewhere = "read events that were kept elsewhere instead; can be repeated"
     audit.add_argument("--file", metavar="FILE", action="append", default=[], help=elsewhere)
-    audit.add_argument("--held", action="store_true", help="only who held what from when until when")
     how = audit.add_mutually_exclusive_group()
-    how.add_argument("--follow", "-f", action="store_true", help="go on with what happens from now on")
+    how.add_argument("--held", action="store_true", help="only who held what from when until when")
+    how.add_argument("--follow", "-f", action="store_true", help="go on with what happens on this host from now on")
     how.add_argument("--svg", metavar="FILE", help="the life of one disk as a picture (with --disk)")
     audit.add_argument("--json", action="store_true", help="one JSON object a line")
     audit.set_defaults(run=run)
@@ -44,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
     """Exit status 0."""
     since = history.moment_of(options.since) if options.since else 0.0
     disk = _names(options.disk) if options.disk else ()
-    wanted = Wanted(since, disk, options.domain, options.host)
+    wanted = Wanted(since, disk, _whose(options.domain), options.host)
     if options.svg and not disk:
         raise BadRequest("a picture shows one disk", "add --disk")
     if options.file and options.follow:
@@ -56,9 +57,9 @@ def run(options: argparse.Namespace) -> int:
         found, place = history.read(asked, options.file), (0, 0)
     else:
         found, place = history.read_on(asked)
-        elsewhere, answered = shared.of_others(asked)
-        if not answered:
-            print("the store does not answer: what other hosts have written down is not shown", file=sys.stderr)
+        elsewhere, missing = shared.of_others(asked)
+        for why in missing:
+            print(f"what other hosts have written down is not shown whole: {why}", file=sys.stderr)
         found = history.in_order([*found, *([_booted()] if whole else []), *elsewhere])
     if options.svg:
         return _draw(options, wanted, found)
@@ -74,11 +75,15 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _whose(domain: str) -> Tuple[str, ...]:
+    """A domain as it was asked for: a name, or a uuid however it is written."""
+    return tuple(filter(None, (domain, uuid_in(domain))))
+
+
 def _names(disk: str) -> Tuple[str, ...]:
     """A disk as it was asked for, and the identities that it has on this host."""
     found = [disk]
     if disk.startswith("/") and os.path.exists(disk):
-        from vmguard.domain import HostPath
         from vmguard.storage import resolve
         from vmguard.storage.facts import LiveFacts
 
@@ -100,7 +105,7 @@ def _spans(wanted: Wanted, found: List[Event], now: float) -> List[Span]:
     return [
         span
         for span in history.spans(found, wanted.disk)
-        if (span.until or now) >= wanted.since and (not wanted.domain or wanted.domain in (span.domain, span.uuid))
+        if (span.until or now) >= wanted.since and (not wanted.domain or {*wanted.domain} & {span.domain, span.uuid})
     ]
 
 
@@ -152,7 +157,7 @@ def _print(event: Event, as_json: bool) -> None:
 
 def _words(event: Dict[str, Any]) -> str:
     if event.get("disks") is not None and not event.get("text"):
-        disks = ", ".join(f"{plain(one['path'])} ({one['mode']})" for one in event["disks"])
+        disks = ", ".join(f"{plain(one['path'])} ({one.get('mode', '?')})" for one in event["disks"])
         return disks or "no disks"
     lines = str(event.get("text", "")).splitlines() or [""]
     # The first line says it all; of those below, the ones that name somebody.

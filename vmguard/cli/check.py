@@ -8,7 +8,7 @@ from vmguard.claims import Mode, path_of
 from vmguard.cli import _domains, _show, lint
 from vmguard.domain import HostPath, Use
 from vmguard.errors import CannotTell, Error, Holder
-from vmguard.report import sentence
+from vmguard.report import WOULD_NOT, sentence
 from vmguard.storage import describe, resolve
 from vmguard.storage.facts import LiveFacts
 from vmguard.text import moment, plain, quoted
@@ -52,7 +52,7 @@ def run_check(options: argparse.Namespace) -> int:
         return _status(verdict)
     name = verdict.domain.name
     for objection in verdict.objections:
-        print(sentence(objection, name).replace("was not started", "would not be started", 1))
+        print(sentence(objection, name, outcome=WOULD_NOT))
     for remark in verdict.domain.remarks:
         print(f"note: {remark.what}: {remark.why}")
     for use in verdict.late:
@@ -93,7 +93,8 @@ def _plain(verdict: Verdict) -> Dict[str, Any]:
 
 
 def _objection(error: Error, name: str) -> Dict[str, Any]:
-    return {"kind": type(error).__name__, "text": sentence(error, name), "checked": not isinstance(error, CannotTell)}
+    text = sentence(error, name, outcome=WOULD_NOT)
+    return {"kind": type(error).__name__, "text": text, "checked": not isinstance(error, CannotTell)}
 
 
 def run_explain(options: argparse.Namespace) -> int:
@@ -112,7 +113,7 @@ def run_explain(options: argparse.Namespace) -> int:
         print("\nand:")
         _claims(rest)
     for objection in verdict.objections:
-        print("\n" + sentence(objection, verdict.domain.name).replace("was not started", "would not be started", 1))
+        print("\n" + sentence(objection, verdict.domain.name, outcome=WOULD_NOT))
     return _status(verdict)
 
 

@@ -11,13 +11,16 @@ import time
 from contextlib import suppress
 from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Tuple
 
-from vmguard import __version__, host, paths
+from vmguard import __version__, deadline, paths
 from vmguard.audit.history import new_lines, parsed
 from vmguard.cli import status
-from vmguard.errors import BadRequest
+from vmguard.errors import BadRequest, Late
 
 # Seconds; a start waits for the hook. The deadline is 20 by default.
 BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0)
+
+# sanlock and the store answer within that, or count as silent. Seconds; systemd ends us after 25.
+_PATIENCE = 10.0
 
 # What is counted, by the word of the event.
 COUNTED = {
@@ -46,8 +49,8 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Exit status 0, or 3 where something could not be found out."""
-    report, unknown = status.report_of()
-    text = page(report, bool(unknown), _counts(), _latency(report))
+    report, unknown = _report()
+    text = page(report, unknown, _counts(), _latency(report))
     if not options.output:
         sys.stdout.write(text)
         return 3 if unknown else 0
@@ -62,6 +65,24 @@ def run(options: argparse.Namespace) -> int:
             os.unlink(temporary)  # it is called otherwise each time
         raise BadRequest(f"{options.output}: {error.strerror}") from error
     return 3 if unknown else 0
+
+
+def _report() -> Tuple[Dict[str, Any], bool]:
+    """
+    What `vmguard status` knows, and whether that is not all. A store that hangs, or a sanlock that has stopped, is one of the
+    figures: it must not keep the others back.
+    """
+
+    def ask() -> deadline.Outcome:
+        report, unknown = status.report_of()
+        return bool(unknown), json.dumps(report, default=str)
+
+    alone, _ = status.report_of(ask=False)
+    try:
+        unknown, text = deadline.run(_PATIENCE, ask)
+        return json.loads(text), bool(unknown)
+    except Late:
+        return alone, True
 
 
 class Counts(NamedTuple):
@@ -81,8 +102,9 @@ def _counts() -> Counts:
     try:
         with open(path, encoding="ascii") as file:
             kept = json.load(file)
-        counts = Counts(kept["events"], kept["hook"], kept["hook_seconds"])
-        where = (kept["inode"], kept["offset"])
+        if len(kept["hook"]) == len(counts.hook):  # else another version has other buckets
+            counts = Counts(kept["events"], kept["hook"], kept["hook_seconds"])
+            where = (kept["inode"], kept["offset"])
     except (OSError, ValueError, KeyError, TypeError):
         pass
     # The first time the files tell of earlier boots, too.
@@ -101,12 +123,14 @@ def _counts() -> Counts:
             counts.hook[next((n for n, limit in enumerate(BUCKETS) if took <= limit), len(BUCKETS))] += 1
             seconds += took
     counts = counts._replace(hook_seconds=round(seconds, 3))
+    temporary = f"{path}.{os.getpid()}.tmp"  # an administrator may ask while the timer does
     try:
-        with open(path + ".tmp", "w", encoding="ascii") as file:
+        with open(temporary, "w", encoding="ascii") as file:
             json.dump({**counts._asdict(), "inode": where[0], "offset": where[1]}, file)
-        os.rename(path + ".tmp", path)
+        os.rename(temporary, path)
     except OSError:
-        pass  # not root: it counts from the same place again
+        with suppress(OSError):
+            os.unlink(temporary)  # /run is full, or this is not root: it counts from the same place again
     return counts
 
 
@@ -158,10 +182,8 @@ def page(report: Dict[str, Any], unknown: bool, counts: Counts, latency: Optiona
     out.one("vmguard_known", "gauge", "Whether sanlock and the store have answered.", not unknown)
     out.one("vmguard_warnings", "gauge", "Lines that vmguard status warns with.", len(report["warnings"]))
     out.one("vmguard_agent_watching", "gauge", "Whether vmguardd is at work.", report["agent"]["watching"])
-    known = {one["uuid"] for one in report["instances"]}
-    running = host.qemu_processes()
-    out.one("vmguard_guests", "gauge", "QEMUs that run.", len(running))
-    bare = sum(qemu.uuid not in known for qemu in running)
+    out.one("vmguard_guests", "gauge", "QEMUs that run.", len(report["guests"]))
+    bare = sum(not one["guarded"] for one in report["guests"])
     out.one("vmguard_guests_unguarded", "gauge", "QEMUs that run without a record.", bare)
     states = [one["state"] for one in report["instances"]]
     out.add(

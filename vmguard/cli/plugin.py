@@ -11,7 +11,7 @@ import sys
 import time
 from typing import Any, Dict, List, NoReturn, Optional, Sequence, Tuple
 
-from vmguard import __version__, deadline, host
+from vmguard import __version__, deadline
 from vmguard.audit import history
 from vmguard.cli import status
 from vmguard.errors import Error, Late
@@ -86,6 +86,8 @@ def main(arguments: Optional[List[str]] = None) -> int:
         level, text = deadline.run(options.timeout, lambda: _looked(ranges, options))
     except Late:
         return _unknown(f"no answer within {options.timeout} seconds")
+    except OSError as error:
+        return _unknown(f"no process can be started: {error.strerror}")
     except deadline.Bug as bug:
         return _unknown(f"an error in vmguard itself: {str(bug).strip().splitlines()[-1]}")
     print(text)
@@ -110,29 +112,13 @@ def _judge(
     options: argparse.Namespace,
 ) -> deadline.Outcome:
     found: List[Tuple[int, str]] = [(UNKNOWN, message(error).splitlines()[0]) for error in unknown]
-    space, instances = report.get("lockspace", {}), report["instances"]
-    if space and space.get("state") != "joined":
-        found.append((CRITICAL, "this host is not a member of the lockspace: no guest can start"))
-    for one in instances:
-        if one["contested"]:
-            found.append((CRITICAL, f"{one['domain']} writes what another guest has: {', '.join(one['contested'])}"))
-        elif one["without_lease"]:
-            found.append((WARNING, f"{one['domain']} runs without leases for {', '.join(one['without_lease'])}"))
-        if one["stopped_by_join"]:
-            found.append((CRITICAL, f"{one['domain']} is stopped until its leases are certain"))
-    known = {one["uuid"] for one in instances}
-    running = host.qemu_processes()
-    for qemu in running:
-        if qemu.uuid not in known:
-            found.append((CRITICAL, f"{qemu.name or qemu.process.pid} runs without any lease"))
-    said = {*status.about_guests(report), *map(message, unknown)}
+    silent = {*map(message, unknown)}
     for warning in report["warnings"]:
-        if warning in said or "member of" in warning:
-            continue  # it is among those above
-        critical = warning in report["vanished"] or ("hook" in warning and "set up" not in warning)
-        found.append((CRITICAL if critical else WARNING, warning.splitlines()[0]))
+        if warning not in silent:
+            found.append((CRITICAL if warning in report["critical"] else WARNING, warning.splitlines()[0]))
     if not options.no_agent and not report["agent"]["watching"]:
         found.append((WARNING, "vmguardd does not run"))
+    space = report.get("lockspace", {})
     unit = space.get("io_timeout", 10)
     age = space.get("renewed_ago")
     warning_at = ranges["warning"] or Range(f"{3 * unit}")
@@ -142,9 +128,9 @@ def _judge(
         found += _by_range(age, warning_at, critical_at, text)
     text = f"{refusals} refusals within the last hour"
     found += _by_range(refusals, ranges["refusals_warning"], ranges["refusals_critical"], text)
-    leases = sum(one["leases"] for one in instances)
+    guests, leases = len(report["guests"]), sum(one["leases"] for one in report["instances"])
     performance = [
-        f"guests={len(running)};;;0",
+        f"guests={guests};;;0",
         f"leases={leases};;;0",
         _data("refusals", refusals, "", ranges["refusals_warning"], ranges["refusals_critical"]),
     ]
@@ -154,7 +140,7 @@ def _judge(
     order = (CRITICAL, WARNING, UNKNOWN, OK)
     worst = next(level for level in order if level is OK or any(one == level for one, _ in found))
     lines = [text for level in order for one, text in found if one == level]
-    first = [text for one, text in found if one == worst] or [f"{len(running)} guests, {leases} leases"]
+    first = [text for one, text in found if one == worst] or [f"{guests} guests, {leases} leases"]
     rest = [text for text in lines if text not in first]
     return worst, _text(worst, first, performance, [*rest, *(report["notes"] if options.verbose else [])])
 
@@ -165,9 +151,9 @@ def _by_range(value: float, warning: Optional[Range], critical: Optional[Range],
     return [(WARNING, text)] if warning is not None and warning.alerts(value) else []
 
 
-def _data(name: str, value: float, unit: str, warning: Optional[Range], critical: Optional[Range]) -> str:
+def _data(name: str, value: int, unit: str, warning: Optional[Range], critical: Optional[Range]) -> str:
     limits = (one.text if one is not None else "" for one in (warning, critical))
-    return f"{name}={value:g}{unit};{';'.join(limits)};0"
+    return f"{name}={value}{unit};{';'.join(limits)};0"
 
 
 def _text(level: int, first: Sequence[str], performance: Sequence[str], rest: Sequence[str]) -> str:

@@ -3,7 +3,7 @@
 
 import argparse
 import os
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, NamedTuple, Tuple
 
 from vmguard import host, instance, overrides, relied
 from vmguard.agent import defining
@@ -15,6 +15,7 @@ from vmguard.holders import everywhere
 from vmguard.leases import client, lockspace, status
 from vmguard.leases.store import Store
 from vmguard.member import here
+from vmguard.owning import is_known
 from vmguard.report import message
 from vmguard.setup import daemons, hookfile, libvirtside
 from vmguard.text import moment, plain, typed
@@ -45,8 +46,19 @@ def run(options: argparse.Namespace) -> int:
     return 3 if unknown else 1 if report["warnings"] else 0
 
 
-def report_of() -> Tuple[Dict[str, Any], List[Error]]:
-    """All that is known of this host, and what could not be found out. Raises Misconfigured."""
+class Warned(NamedTuple):
+    """One thing that is wrong on this host, in a line."""
+
+    text: str
+    critical: bool = False  # disks are written unguarded, or no guest can start
+
+
+def report_of(ask: bool = True) -> Tuple[Dict[str, Any], List[Error]]:
+    """
+    All that is known of this host, and what could not be found out. Raises Misconfigured.
+
+    ask: sanlock and the store, too, which may hang.
+    """
     config = load()
     if config.store is None:
         raise Misconfigured("/etc/vmguard", "this host was not set up", "run `vmguard setup`")
@@ -55,24 +67,36 @@ def report_of() -> Tuple[Dict[str, Any], List[Error]]:
     unknown: List[Error] = []
     report["vanished"] = []
     try:
-        store = Store.open(config.store, config.cluster)
-        room = store.room()
-        report["store"].update(kind=store.kind, room=room and {"taken": room[0], "places": room[1]})
-        report["lockspace"] = {"name": store.lockspace, "state": lockspace.state(store, config.host_id or 0)}
-        report["sanlock"] = client.daemon_facts()._asdict()
-        report["lockspace"].update(_renewal(store))
-        report["hosts"] = _hosts(store)
-        report["held"] = _held(store, config)
-        report["vanished"] = [f"{one.text}. {relied.REMEDY}" for one in relied.vanished(config)]
+        if ask:
+            _ask(Store.open(config.store, config.cluster), config, report)
     except CannotTell as error:
         unknown.append(error)
-    report["instances"] = [_instance(one) for one in instance.load_all()]
+    records = instance.load_all()
+    report["instances"] = [_instance(one) for one in records]
+    report["guests"] = [
+        {"name": qemu.name, "uuid": qemu.uuid, "pid": qemu.process.pid, "guarded": is_known(qemu, records)}
+        for qemu in host.qemu_processes()
+    ]
     report["agent"] = {"watching": daemons.agent_watches()}
     report["definitions"] = {name: [one._asdict() for one in found] for name, found in defining.known().items()}
     report["overrides"] = [one._asdict() for one in overrides.pending()]
     report["notes"] = _notes(report)
-    report["warnings"] = _warnings(report, config) + [message(error) for error in unknown]
+    warned = _warnings(report, config)
+    report["warnings"] = [one.text for one in warned] + [message(error) for error in unknown]
+    report["critical"] = [one.text for one in warned if one.critical]
     return report, unknown
+
+
+def _ask(store: Store, config: Config, report: Dict[str, Any]) -> None:
+    """What sanlock and the store say, as far as they come. Raises CannotTell kinds."""
+    room = store.room()
+    report["store"].update(kind=store.kind, room=room and {"taken": room[0], "places": room[1]})
+    report["lockspace"] = {"name": store.lockspace, "state": lockspace.state(store, config.host_id or 0)}
+    report["sanlock"] = client.daemon_facts()._asdict()
+    report["lockspace"].update(_renewal(store))
+    report["hosts"] = _hosts(store)
+    report["held"] = _held(store, config)
+    report["vanished"] = [f"{one.text}. {relied.REMEDY}" for one in relied.vanished(config)]
 
 
 def _renewal(store: Store) -> Dict[str, Any]:
@@ -129,21 +153,24 @@ def _instance(one: instance.Instance) -> Dict[str, Any]:
     }
 
 
-def _warnings(report: Dict[str, Any], config: Config) -> List[str]:
+def _warnings(report: Dict[str, Any], config: Config) -> List[Warned]:
     found = []
     if config.mode.value != "enforce":
-        found.append(f"mode = {config.mode.value}: nothing is refused on this host")
+        found.append(Warned(f"mode = {config.mode.value}: nothing is refused on this host"))
     if report.get("lockspace", {}).get("state") not in (None, "joined"):
-        found.append("this host is not a member of the lockspace: no guest can start. Run `vmguard join`")
+        text = "this host is not a member of the lockspace: no guest can start. Run `vmguard join`"
+        found.append(Warned(text, critical=True))
     room = report["store"].get("room")
     if room and room["taken"] * 10 >= room["places"] * 9:
         left = room["places"] - room["taken"]
-        found.append(f"the lease store has room for {left} more storage objects. Make the device larger (`lvextend`)")
-    return [*found, *_hook_warnings(), *report["vanished"], *about_guests(report)]
+        text = f"the lease store has room for {left} more storage objects. Make the device larger (`lvextend`)"
+        found.append(Warned(text))
+    vanished = [Warned(text, critical=True) for text in report["vanished"]]
+    return [*found, *_hook_warnings(), *vanished, *about_guests(report)]
 
 
-def about_guests(report: Dict[str, Any]) -> List[str]:
-    """What is wrong with guests of this host, each in a line."""
+def about_guests(report: Dict[str, Any]) -> List[Warned]:
+    """What is wrong with guests of this host."""
     found = []
 
     def shown(names: List[str]) -> str:
@@ -152,22 +179,20 @@ def about_guests(report: Dict[str, Any]) -> List[str]:
     for one in report["instances"]:
         if one["contested"]:
             which = f"`vmguard audit --domain {typed(one['domain'])}` says who"
-            found.append(f"{plain(one['domain'])} writes what others have: {shown(one['contested'])}. {which}")
+            text = f"{plain(one['domain'])} writes what others have: {shown(one['contested'])}. {which}"
+            found.append(Warned(text, critical=True))
         elif one["without_lease"]:
             why = one["note"] or "taken by somebody else"
-            found.append(
-                f"{plain(one['domain'])} runs without leases for {shown(one['without_lease'])} ({why})."
-                f" `vmguard explain {typed(one['domain'])}` says who has them"
-            )
+            text = f"{plain(one['domain'])} runs without leases for {shown(one['without_lease'])} ({why})."
+            found.append(Warned(f"{text} `vmguard explain {typed(one['domain'])}` says who has them"))
         if one["stopped_by_join"]:
-            found.append(f"{plain(one['domain'])} is stopped until its leases are certain. Run `vmguard join`")
-    known = {one["uuid"] for one in report["instances"]}
-    for qemu in host.qemu_processes():
-        if qemu.uuid not in known:
-            found.append(
-                f"{plain(qemu.name)} runs without any lease: it was started without the guard, or before it."
-                " vmguardd takes its leases, or `vmguard setup`"
-            )
+            text = f"{plain(one['domain'])} is stopped until its leases are certain. Run `vmguard join`"
+            found.append(Warned(text, critical=True))
+    for one in report["guests"]:
+        if not one["guarded"]:
+            which = plain(one["name"]) or f"a QEMU (pid {one['pid']})"
+            text = f"{which} runs without any lease: it was started without the guard, or before it."
+            found.append(Warned(f"{text} vmguardd takes its leases, or `vmguard setup`", critical=True))
     return found
 
 
@@ -187,16 +212,16 @@ def _notes(report: Dict[str, Any]) -> List[str]:
     return found
 
 
-def _hook_warnings() -> List[str]:
+def _hook_warnings() -> List[Warned]:
     """libvirt passes over a hook that is missing or not executable, without a word: then nothing is guarded."""
     path = hookfile.target(daemons.libvirt_version())
     try:
         if not hookfile.installed(path):
-            return [f"the hook {path} is missing, not executable or another version: run `vmguard setup`"]
+            return [Warned(f"the hook {path} is missing, not executable or another version: run `vmguard setup`", True)]
     except (Error, OSError) as error:
-        return [f"the hook {path} cannot be looked at ({error})"]
+        return [Warned(f"the hook {path} cannot be looked at ({error})", True)]
     unaware = [daemon.name for daemon in daemons.find(daemons.LIBVIRT) if not libvirtside.has_seen_hook(daemon)]
-    return [f"{name} has not been told of the hook: run `vmguard setup`" for name in unaware]
+    return [Warned(f"{name} has not been told of the hook: run `vmguard setup`", True) for name in unaware]
 
 
 def _print(report: Dict[str, Any], everything: bool) -> None:

@@ -2,10 +2,11 @@
 """Changes of the files in some folders, as the kernel tells them."""
 
 import ctypes
+import errno
 import os
 import select
 import struct
-from typing import Dict, Iterable, Iterator, Optional, Tuple
+from typing import Dict, Iterable, Iterator, Optional, Set, Tuple
 
 # linux/inotify.h. libvirt writes a new file and renames it: a move; editors write in place, or do the same.
 _CLOSE_WRITE, _MOVED_FROM, _MOVED_TO, _DELETE, _OVERFLOW = 0x008, 0x040, 0x080, 0x200, 0x4000
@@ -58,7 +59,7 @@ class Folders:
         return answer
 
 
-_OPEN, _CLOSE_WRITTEN, _IGNORED = 0x020, 0x008, 0x8000
+_OPEN, _CLOSE_WRITTEN, _ATTRIB, _MOVE_SELF, _IGNORED = 0x020, 0x008, 0x004, 0x800, 0x8000
 
 
 class Files:
@@ -69,7 +70,9 @@ class Files:
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._fd = Folders._call(self._libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK), "inotify")
         self._numbers: Dict[str, int] = {}
-        self._paths: Dict[int, str] = {}
+        self._paths: Dict[int, Set[str]] = {}  # of one file by several names the kernel has one number
+        self._inodes: Dict[str, Optional[Tuple[int, int]]] = {}
+        self._moved: Set[str] = set()
 
     def fileno(self) -> int:
         """For those who wait for several things."""
@@ -78,22 +81,47 @@ class Files:
     def close(self) -> None:
         os.close(self._fd)
 
-    def watch(self, paths: Iterable[str]) -> None:
-        """Watch these and no others. What is not there is not watched."""
+    def watch(self, paths: Iterable[str]) -> bool:
+        """
+        Watch these and no others. What is not there is not watched, nor is a folder: what happens in it is not known to be about
+        what is held. False where the kernel has no room for more.
+        """
         wanted = set(paths)
+        self._inodes = {path: inode for path, inode in self._inodes.items() if path in wanted}
         for path in set(self._numbers) - wanted:
             number = self._numbers.pop(path, None)
             if number is None:
                 continue  # `changes` was told meanwhile, in another thread, that it is gone
-            self._paths.pop(number, None)
-            self._libc.inotify_rm_watch(self._fd, number)
+            self._paths.get(number, set()).discard(path)
+            if not self._paths.get(number):
+                self._paths.pop(number, None)
+                self._libc.inotify_rm_watch(self._fd, number)
+        self._moved &= wanted
+        mask = _OPEN | _CLOSE_WRITTEN | _ATTRIB | _MOVE_SELF
         for path in wanted - set(self._numbers):
-            number = self._libc.inotify_add_watch(self._fd, os.fsencode(path), _OPEN | _CLOSE_WRITTEN)
+            if os.path.isdir(path):
+                continue
+            number = self._libc.inotify_add_watch(self._fd, os.fsencode(path), mask)
+            if number < 0 and ctypes.get_errno() == errno.ENOSPC:
+                return False
             if number >= 0:
-                self._numbers[path], self._paths[number] = number, path
+                self._numbers[path], self._inodes[path] = number, _inode(path)
+                self._paths.setdefault(number, set()).add(path)
+        return True
 
-    def changes(self) -> Iterator[Tuple[str, bool]]:
-        """(path, whether it was written: else it was opened) of what has happened. A path "": some got lost."""
+    def name_of(self, path: str) -> str:
+        """"" where the name of a file that is watched leads to it still; else "moved", "gone", or "taken" by another file."""
+        known, now = self._inodes.get(path), _inode(path)
+        if known is None or known == now:
+            self._moved.discard(path)
+            return ""
+        return "moved" if path in self._moved else "gone" if now is None else "taken"
+
+    def changes(self) -> Iterator[Tuple[str, str]]:
+        """
+        (path, what) of what has happened: "opened", "written", "moved", or that its mode, owner or links have "changed". A path
+        "": some got lost.
+        """
         try:
             data = os.read(self._fd, 65536)
         except BlockingIOError:
@@ -101,11 +129,23 @@ class Files:
         while data:
             number, mask, _, length = _EVENT.unpack_from(data)
             data = data[_EVENT.size + length :]
-            path = self._paths.get(number)
+            paths = tuple(self._paths.get(number, ()))
             if mask & _OVERFLOW:
-                yield "", False
-            elif mask & _IGNORED and path is not None:
-                self._numbers.pop(path, None)
+                yield "", ""
+            elif mask & _IGNORED:
                 self._paths.pop(number, None)
-            elif path is not None:
-                yield path, bool(mask & _CLOSE_WRITTEN)
+                for path in paths:
+                    self._numbers.pop(path, None)
+            else:
+                words = {_CLOSE_WRITTEN: "written", _MOVE_SELF: "moved", _ATTRIB: "changed"}
+                what = next((word for bit, word in words.items() if mask & bit), "opened")
+                self._moved |= set(paths) if what == "moved" else set()
+                yield from ((path, what) for path in paths)
+
+
+def _inode(path: str) -> Optional[Tuple[int, int]]:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino

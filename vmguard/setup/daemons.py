@@ -156,7 +156,8 @@ _AGENT_SILENT = 15.0
 def agent_watches() -> bool:
     """Whether vmguardd is at work."""
     try:
-        return time.time() - os.stat(os.path.join(paths.RUN, "watching.json")).st_mtime < _AGENT_SILENT
+        ago = time.time() - os.stat(os.path.join(paths.RUN, "watching.json")).st_mtime
+        return abs(ago) < _AGENT_SILENT  # else its clock has been set back since, and nobody has written there
     except OSError:
         return False
 
