@@ -130,7 +130,7 @@ def test_whose_record_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host, "parents", lambda pid: parents.get(pid, []))
 
     def known(pid: int, uuid: str) -> bool:
-        return is_known(Qemu(Process(pid, 1), uuid, "web", False, ()), records)
+        return is_known(Qemu(Process(pid, 1), uuid, "web", False), records)
 
     assert known(7, "u") and known(8, "")
     assert known(9, "u"), "a script that libvirt has started, which runs QEMU"
