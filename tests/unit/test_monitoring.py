@@ -15,7 +15,7 @@ import pytest
 
 from vmguard import events, host, paths
 from vmguard.cli import main, metrics, plugin, status
-from vmguard.errors import SanlockDown
+from vmguard.errors import SanlockDown, StoreBroken
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -193,6 +193,12 @@ def test_check_when_nothing_answers(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     monkeypatch.setattr(status, "report_of", lambda: (report(lockspace={}), [SanlockDown(111)]))
     code, lines = check(capsys)
     assert code == 3 and "sanlock" in lines[0]
+    # Every start is refused then: that is no footnote to what is worth a word.
+    made = report(lockspace={}, agent={"watching": False})
+    monkeypatch.setattr(status, "report_of", lambda: (made, [StoreBroken("/srv/store", "it is missing: not mounted?")]))
+    code, lines = check(capsys)
+    assert code == 3 and "the lease store cannot be used (/srv/store: it is missing: not mounted?)" in lines[0]
+    assert "vmguardd does not run" in lines[1]
 
     def broken() -> None:
         raise ValueError("a bug")
