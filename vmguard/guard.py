@@ -48,7 +48,7 @@ from vmguard.host import Process
 from vmguard.instance import Instance, Want
 from vmguard.member import Here, Tolerance, check_ownership, check_store_reaches, here
 from vmguard.owning import chosen, hand_over, qemu_of
-from vmguard.report import sentence
+from vmguard.report import of_tolerated, sentence, subject
 from vmguard.storage.facts import LiveFacts
 from vmguard.surprise import look
 from vmguard.taking import take, wants_of
@@ -180,10 +180,11 @@ def report_tolerated(domain: Domain, tolerance: Tolerance) -> None:
     for objection in tolerance.objections:
         events.record(
             "would-refuse" if tolerance.reason == "audit" else "overridden",
-            sentence(objection, domain.name),
+            of_tolerated(sentence(objection, domain.name)),
             domain=domain.name,
             uuid=domain.uuid,
             reason=tolerance.reason,
+            **subject(objection),
         )
 
 

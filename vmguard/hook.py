@@ -22,7 +22,7 @@ from vmguard._typing import Callable, Dict, List
 from vmguard._xml import MAX_BYTES
 from vmguard.config import load
 from vmguard.errors import Error, Late, Misconfigured, Refused
-from vmguard.report import bug_words, of_running, sentence
+from vmguard.report import bug_words, of_running, of_tolerated, sentence, subject
 
 REFUSE = 1
 END_GUEST = 3
@@ -72,7 +72,8 @@ def answer(operation: str, name: str, xml: bytes, libvirtd: int) -> deadline.Out
         text = sentence(error, name) if status else of_running(error, name)
         event = {REFUSE: "refused", END_GUEST: "ended"}.get(status, "alarm")
         took = round(time.clock_gettime(time.CLOCK_BOOTTIME) - host.began(), 3)
-        events.record(event, text, domain=name, operation=operation, error=type(error).__name__, took=took)
+        kind = type(error).__name__
+        events.record(event, text, domain=name, operation=operation, error=kind, took=took, **subject(error))
         if operation in LATER and not status:
             guard.leave_to_errand(name)
         return status, text
@@ -106,7 +107,7 @@ def main(arguments: List[str]) -> int:
     xml = sys.stdin.buffer.read(MAX_BYTES + 1)
     status, text = outcome_of(operation, name, xml, libvirtd)
     if status and guard.only_watches():
-        events.record("would-refuse", text, domain=name, operation=operation)
+        events.record("would-refuse", of_tolerated(text), domain=name, operation=operation)
         return 0
     if status:
         os.write(2, (text + "\n").encode("utf-8", "backslashreplace"))

@@ -52,6 +52,17 @@ def of_running(error: errors.Error, domain: str, now: Optional[float] = None) ->
     return sentence(error, "", now).replace("vmguard: ", f"vmguard: domain {quoted(domain)}: ", 1)
 
 
+def of_tolerated(text: str) -> str:
+    """A refusal that was none: the start went through, in audit mode or by an override."""
+    return text.replace(" was not started: ", " would not have been started: ", 1)
+
+
+def subject(error: errors.Error) -> Dict[str, str]:
+    """What an error is about, for the log of events: there it is found by every name of the storage object."""
+    claim: Optional[Claim] = getattr(error, "claim", None)
+    return {"path": claim.path, "identity": claim.identity} if claim is not None else {}
+
+
 def bug_words(domain: str) -> str:
     """The text of a start that an error of vmguard's own has ended."""
     return "\n".join(
