@@ -111,8 +111,8 @@ def _judge(
 ) -> deadline.Outcome:
     found: List[Tuple[int, str]] = [(UNKNOWN, brief(error)) for error in unknown]
     space, instances = report.get("lockspace", {}), report["instances"]
-    if space and space.get("state") != "joined":
-        found.append((CRITICAL, "this host is not a member of the lockspace: no guest can start"))
+    if status.about_membership(report):
+        found.append((CRITICAL, status.about_membership(report)))
     for one in instances:
         if one["contested"]:
             found.append((CRITICAL, f"{one['domain']} writes what another guest has: {', '.join(one['contested'])}"))
