@@ -48,7 +48,7 @@ from vmguard.host import Process
 from vmguard.instance import Instance, Want
 from vmguard.member import Here, Tolerance, check_ownership, check_store_reaches, here
 from vmguard.owning import chosen, hand_over, qemu_of
-from vmguard.report import sentence
+from vmguard.report import TOLERATED, sentence
 from vmguard.storage.facts import LiveFacts
 from vmguard.surprise import look
 from vmguard.taking import take, wants_of
@@ -180,7 +180,7 @@ def report_tolerated(domain: Domain, tolerance: Tolerance) -> None:
     for objection in tolerance.objections:
         events.record(
             "would-refuse" if tolerance.reason == "audit" else "overridden",
-            sentence(objection, domain.name),
+            sentence(objection, domain.name, outcome=TOLERATED),
             domain=domain.name,
             uuid=domain.uuid,
             reason=tolerance.reason,

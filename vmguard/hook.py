@@ -23,7 +23,7 @@ from vmguard._xml import MAX_BYTES
 from vmguard.config import load
 from vmguard.domain import who
 from vmguard.errors import Error, Late, Misconfigured, Refused, about
-from vmguard.report import bug_words, of_running, sentence
+from vmguard.report import bug_words, of_running, of_tolerated, sentence
 
 REFUSE = 1
 END_GUEST = 3
@@ -117,7 +117,7 @@ def main(arguments: List[str]) -> int:
     xml = sys.stdin.buffer.read(MAX_BYTES + 1)
     status, text = outcome_of(operation, name, xml, libvirtd)
     if status and guard.only_watches():
-        events.record("would-refuse", text, **_whose(name, xml), operation=operation)
+        events.record("would-refuse", of_tolerated(text, name), **_whose(name, xml), operation=operation)
         return 0
     if status:
         os.write(2, (text + "\n").encode("utf-8", "backslashreplace"))

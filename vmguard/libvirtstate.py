@@ -11,6 +11,7 @@ from vmguard._xml import Element, read
 from vmguard.errors import BadDomain
 
 STATUS = "/run/libvirt/qemu"  # virDomainObjSave; the same for libvirtd and virtqemud
+SAVES = "/var/lib/libvirt/qemu/save"  # qemuDomainManagedSavePath
 
 
 class State(NamedTuple):
@@ -32,6 +33,11 @@ class State(NamedTuple):
     def needs_source(self) -> bool:
         """Whether memory of it is still at its source."""
         return "post-copy" in self.reason or "postcopy" in self.reason
+
+
+def has_managed_save(name: str) -> bool:
+    """Whether a domain would go on from a saved state."""
+    return os.path.exists(os.path.join(SAVES, name + ".save"))
 
 
 def file_of(name: str) -> Optional[str]:

@@ -34,7 +34,7 @@ CODES = {
 
 
 # What becomes of a start, in fact or if it were made.
-NOT_STARTED, WOULD_NOT = "was not started", "would not be started"
+NOT_STARTED, WOULD_NOT, TOLERATED = "was not started", "would not be started", "would not have been started"
 
 
 def sentence(error: errors.Error, domain: str, now: Optional[float] = None, outcome: str = NOT_STARTED) -> str:
@@ -54,6 +54,12 @@ def of_running(error: errors.Error, domain: str, now: Optional[float] = None) ->
     else:
         lines = _words(error, "", now)
     return _text(f"domain {quoted(domain)}", lines)
+
+
+def of_tolerated(text: str, domain: str) -> str:
+    """A refusal that was none: the start went through, in audit mode or by an override."""
+    head = f"domain {quoted(domain)} "
+    return text.replace(head + NOT_STARTED, head + TOLERATED, 1)
 
 
 def bug_words(domain: str) -> str:
@@ -77,7 +83,18 @@ def message(error: errors.Error) -> str:
         return f"{plain(error.where)}: {error.why}" + (f"\ndo:  {error.remedy}" if error.remedy else "")
     if isinstance(error, errors.BadRequest):
         return error.why + (f"\ndo:  {error.remedy}" if error.remedy else "")
-    return _text("", _words(error, "", None))
+    text = _text("", _words(error, "", None))
+    if os.geteuid() and "permission denied" in text.lower():
+        # Nothing has to be mended because another user may not look at it.
+        return "\n".join([*(line for line in text.splitlines() if "  do:  " not in line), "  do:    run it as root"])
+    return text
+
+
+def brief(error: errors.Error) -> str:
+    """The same as a clause: what it is, and why."""
+    first, *more = message(error).splitlines()
+    why = next((line.partition("why:")[2].strip() for line in more if line.startswith("  why:")), "")
+    return first.replace("vmguard: ", "", 1).rstrip(".") + (f" ({why})" if why else "")
 
 
 def finding_words(finding: "Finding") -> str:
@@ -172,13 +189,14 @@ def _in_use_remedy(error: errors.InUse, domain: str) -> str:
     if first.alive is False:
         return (
             f"if {_where(first)} is really down, wait: its leases end by themselves, within minutes, and the start"
-            " then succeeds. `vmguard status` shows how far that is"
+            " then succeeds. `vmguard status` calls that host dead then"
         )
     if first.slot == "drain":
         return f"wait until {_where(first)} has written them, some seconds as a rule, and start it again"
     who = quoted(first.domain) if first.domain else "whoever has it"
     if error.claim.identity.startswith("vm:"):
-        return f"use it where it runs, or stop it there: virsh shutdown {typed(first.domain or '')}, on {_where(first)}"
+        stop = f": virsh shutdown {typed(first.domain)}, on {_where(first)}" if first.domain else f", on {_where(first)}"
+        return f"use it where it runs, or stop it there{stop}"
     if not domain:
         return f"stop {who} on {_where(first)}, or take the disk away from the guest that came to it"
     return (
@@ -342,7 +360,8 @@ def _sanlock_down(error: errors.SanlockDown, domain: str, now: float) -> List[st
         domain,
         "the sanlock daemon does not answer",
         errnos.errorcode.get(error.errno, str(error.errno)) + ": " + os.strerror(error.errno),
-        "start sanlock (systemctl start sanlock), then `vmguard join`; guests that run are not touched",
+        "start sanlock (systemctl start sanlock), then run `vmguard join`: it stops guests that run for some seconds, and"
+        " takes their leases again",
     )
 
 
@@ -444,8 +463,12 @@ def _taken_by(error: errors.HostIdTaken) -> str:
 
 
 def _free_id(error: errors.HostIdTaken) -> str:
-    cloned = ". A cloned host image? Give this host its own /etc/machine-id first" if error.live else ""
-    return f"use another one: `vmguard setup --host-id auto` finds one that is free{cloned}"
+    if error.live:  # and the id is that of our own machine id: setup would find it again
+        return (
+            "a cloned host image has the identity of its original: give this host its own (remove /etc/machine-id, run"
+            " systemd-machine-id-setup), then run `vmguard setup --host-id auto`"
+        )
+    return "use another one: `vmguard setup --host-id auto` finds one that is free"
 
 
 def _anything(error: errors.Error, domain: str, now: float) -> List[str]:

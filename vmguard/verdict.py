@@ -55,8 +55,18 @@ def verdict_of(domain: Domain) -> Verdict:
         looks = tuple(Look(claim, "", ()) for claim in needs.claims)
         return Verdict(domain, looks, (*objections, error), needs.late, guarded=True)
     found = tuple(_look(claim, this, config) for claim in needs.claims)
-    objections += [look.objection for look in found if look.objection is not None]
+    objections += _said_once([look.objection for look in found if look.objection is not None], domain)
     return Verdict(domain, found, tuple(objections), needs.late, guarded=True)
+
+
+def _said_once(found: List[Error], domain: Domain) -> List[Error]:
+    """Where the domain itself runs already, that it has its own disks goes without saying."""
+
+    def is_its_own(error: Error) -> bool:
+        return isinstance(error, InUse) and all(holder.uuid == domain.uuid for holder in error.holders)
+
+    itself = [one for one in found if isinstance(one, InUse) and one.claim.identity.startswith("vm:") and is_its_own(one)]
+    return [one for one in found if not itself or one in itself or not is_its_own(one)]
 
 
 def _look(claim: Claim, this: Here, config: Config) -> Look:
@@ -67,12 +77,17 @@ def _look(claim: Claim, this: Here, config: Config) -> Look:
         running = [one for one in instance.load_all() if one.boot_id == host.boot_id()]
         holders = local(claim, running, this.host_id)
         if not holders and this.store.has(claim.identity):
-            holders = [
-                holder
-                for holder in anywhere(claim.identity, this.store, this.states)
-                if not (holder.host_id == this.host_id and holder.shared and claim.mode is not Mode.EXCLUSIVE)
-            ] + beside(claim, this.store.lease(claim.identity), this)
+            holders = anywhere(claim.identity, this.store, this.states)
+            holders += beside(claim, this.store.lease(claim.identity), this)
     except Error as error:
         return Look(claim, name, tuple(holders), error)
-    against = [holder for holder in holders if holder.here or holder.slot != "lease" or excludes(claim.mode, mode_of(holder))]
+    against = [holder for holder in holders if _is_against(holder, claim, this)]
     return Look(claim, name, tuple(holders), InUse(claim, against) if against else None)
+
+
+def _is_against(holder: Holder, claim: Claim, this: Here) -> bool:
+    if holder.here or holder.slot != "lease":
+        return True
+    if holder.host_id == this.host_id and holder.shared and claim.mode is not Mode.EXCLUSIVE:
+        return False  # this host has it already, for other guests of its own
+    return excludes(claim.mode, mode_of(holder))

@@ -79,6 +79,15 @@ def test_what_is_asked_for() -> None:
     assert Wanted(disk=("/x",)).takes(event(1, "unseen")), "that nobody looked is part of any answer"
 
 
+def test_a_bug_is_shown_by_its_last_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The first one of a trace says nothing."""
+    file = tmp_path / "events"
+    trace = "Traceback (most recent call last):\n  File ...\nKeyError: 'web'\n"
+    file.write_text(json.dumps(event(1.0, "bug", **{"text": trace})) + "\n")
+    assert main(["audit", "--file", str(file)]) == 0
+    assert "KeyError: 'web'" in capsys.readouterr().out
+
+
 def test_a_clock_that_was_set_back(tmp_path: Path) -> None:
     """What one host wrote stays in its order; another's comes in between by time."""
     path = tmp_path / "e"

@@ -149,6 +149,37 @@ def test_nothing_to_outlast(here: Host) -> None:
     assert severities(sanlock.timeouts(here)) == [OK]
 
 
+def test_a_clone_has_sanlock_s_name_of_its_original(here: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it says is to be done must not be a restart of sanlock, which would give it that name."""
+    Path(others.SANLOCK_CONF).write_text("our_host_name = beef\n")
+    known = [SimpleNamespace(machine="beef", host="node1"), SimpleNamespace(machine="cafe", host="node3")]
+    monkeypatch.setattr(here, "store", lambda: SimpleNamespace(hosts_known=lambda: known))
+    (found,) = sanlock.host_name(here)
+    assert found.severity is WARNING and "node1" in found.says and "vmguard setup" in found.fix
+
+
+def test_a_store_that_is_not_there(here: Host, tmp_path: Path) -> None:
+    """Why is said once; and not that nobody else was ever seen in it."""
+    here.settings = here.settings._replace(store=str(tmp_path / "store"), shared=True)
+    (found,) = store.store(here)
+    assert found.severity is ERROR and "is missing: not mounted?" in found.says and ".:" not in found.says
+    assert list(store.shared(here)) == []
+
+
+def test_just_joined(here: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For some seconds no other host was seen to renew: that says nothing about the place of the store."""
+    here.settings = here.settings._replace(store="/srv/store", shared=True)
+    here.file(others.MOUNTINFO, "1 0 0:1 / / rw - ext4 /dev/sda1 rw\n")
+    monkeypatch.setattr(here, "store", lambda: SimpleNamespace(io_timeout=10))
+    members = [SimpleNamespace(host_id=2, state="unknown", host="node2")]
+    monkeypatch.setattr(store.lockspace, "members", lambda _: members)
+    assert severities(store.shared(here)) == [UNKNOWN]
+    members[0].state = "live"
+    assert severities(store.shared(here)) == [OK]
+    del members[0]
+    assert severities(store.shared(here)) == [WARNING]
+
+
 @pytest.mark.parametrize("kind, found", [("gfs2", [WARNING]), ("ocfs2", []), ("nfs4", []), ("ext4", [])])
 def test_store_that_a_host_which_hangs_holds_up(here: Host, kind: str, found: List[Severity]) -> None:
     here.file(others.MOUNTINFO, f"1 0 0:1 / / rw - ext4 /dev/sda1 rw\n2 1 0:2 / /srv rw - {kind} /dev/vg/shared rw\n")

@@ -17,7 +17,7 @@ from vmguard import events, paths
 from vmguard.cli import main, metrics, plugin, status
 from vmguard.cli.status import Warned
 from vmguard.config import Config
-from vmguard.errors import SanlockDown
+from vmguard.errors import SanlockDown, StoreBroken
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -242,6 +242,12 @@ def test_check_when_nothing_answers(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     monkeypatch.setattr(status, "report_of", lambda: (report(lockspace={}), [SanlockDown(111)]))
     code, lines = check(capsys)
     assert code == 3 and "sanlock" in lines[0]
+    # Every start is refused then: that is no footnote to what is worth a word.
+    made = report(lockspace={}, agent={"watching": False})
+    monkeypatch.setattr(status, "report_of", lambda: (made, [StoreBroken("/srv/store", "it is missing: not mounted?")]))
+    code, lines = check(capsys)
+    assert code == 3 and "the lease store cannot be used (/srv/store: it is missing: not mounted?)" in lines[0]
+    assert "vmguardd does not run" in lines[1]
 
     def broken() -> None:
         raise ValueError("a bug")

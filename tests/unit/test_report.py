@@ -128,3 +128,35 @@ def test_of_a_start_that_nobody_made_nobody_says_that_it_was_refused(error: erro
     text = check._objection(error, name)["text"]
     assert text.startswith(f'vmguard: domain "{name}" would not be started: ')
     assert text.replace("would not be", "was not") == report.sentence(error, name).replace("would not be", "was not")
+
+
+def test_a_command_that_was_not_run_as_root_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At night `sudo` is forgotten: nobody is to go and mount a store that is there."""
+    error = errors.StoreBroken("/srv/store", "permission denied")
+    assert "mount" in report.message(error)
+    monkeypatch.setattr(report.os, "geteuid", lambda: 1000)
+    assert [line for line in report.message(error).splitlines() if "do:" in line] == ["  do:    run it as root"]
+    assert "root" not in report.message(errors.StoreBroken("/srv/store", "no space is left"))
+
+
+def test_a_host_with_the_identity_of_another_is_told_to_get_its_own() -> None:
+    """Another host id it would not get: the one of its machine id is found again."""
+    text = report.message(errors.HostIdTaken(1, "/store", "node1", live=True))
+    assert text.index("/etc/machine-id") < text.index("--host-id auto")
+    assert "machine-id" not in report.message(errors.HostIdTaken(1, "/store", "node1", live=False))
+
+
+def test_a_join_is_no_light_matter() -> None:
+    """It stops guests: nobody is told that they are not touched."""
+    assert "stops guests" in report.sentence(errors.SanlockDown(111), "web2", NOW)
+
+
+def test_no_command_without_a_name() -> None:
+    text = report.sentence(errors.InUse(CLAIM._replace(identity="vm:x"), [errors.Holder(3)]), "web2", NOW)
+    assert "virsh shutdown" not in text and "the host with id 3" in text
+
+
+def test_in_a_clause() -> None:
+    error = errors.StoreBroken("/srv/store", "it is missing: not mounted?")
+    assert report.brief(error) == "the lease store cannot be used (/srv/store: it is missing: not mounted?)"
+    assert report.brief(errors.BadRequest("nothing to judge", "name a file")) == "nothing to judge"

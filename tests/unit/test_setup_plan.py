@@ -15,7 +15,7 @@ from vmguard.errors import BadRequest, CannotTell, HostIdTaken, Misconfigured, S
 from vmguard.leases import status
 from vmguard.leases._cluster import Elsewhere
 from vmguard.setup import daemons, hookfile, libvirtside, others, place, plan, removal, steps
-from vmguard.setup.libvirtconf import get
+from vmguard.setup.libvirtconf import get, sanlock_get
 
 QEMU_CONF = b'# The lock manager\n#lock_manager = "lockd"\nuser = "root"\n'
 
@@ -467,8 +467,8 @@ def test_another_store(machine: Machine) -> None:
 
 @pytest.mark.parametrize(
     "wishes",
-    [{"store": "/srv/a b"}, {"store": "/srv/ä"}, {"store": "/dev/shm/store"}],
-    ids=["blank", "not-ascii", "in-memory"],
+    [{"store": one} for one in ("/srv/a b", "/srv/ä", "/dev/shm/store", "/proc/store", "/etc/passwd")],
+    ids=["blank", "not-ascii", "in-memory", "no-storage", "file"],
 )
 def test_no_place_for_a_store(machine: Machine, wishes: Dict[str, Any]) -> None:
     with pytest.raises(BadRequest):
@@ -573,6 +573,16 @@ def test_a_clone_gets_a_host_id_of_its_own(machine: Machine, monkeypatch: pytest
     prepare(host_id=wanted)
     assert config.load().host_id == (wanted or 2)
     assert FakeStore(str(config.load().store)).fields["hosts"] == {"1": "cafe", str(wanted or 2): "babe"}
+    # Nor is it sanlock's name for its original, by which sanlock takes a host for the one that was there before.
+    assert sanlock_get(Path(others.SANLOCK_CONF).read_bytes(), "our_host_name") == "babe"
+    assert steps.plan(steps.Wishes()).changes == []
+
+
+def test_a_name_of_somebody_s_own_stays(machine: Machine) -> None:
+    """Only that of another host of the store goes."""
+    Path(others.SANLOCK_CONF).write_text("our_host_name = rack7\n")
+    prepare()
+    assert Path(others.SANLOCK_CONF).read_text() == "our_host_name = rack7\n"
 
 
 @pytest.mark.parametrize("again", [5, None, 6])

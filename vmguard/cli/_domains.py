@@ -57,7 +57,8 @@ def _from_libvirt(name: str) -> bytes:
                 continue
     finally:
         connection.close()
-    raise BadRequest(f"libvirt knows no domain {name!r}", "virsh list --all shows them; a file needs a / in its name")
+    remedy = "virsh list --all shows them; for one that is not defined, name the file of its XML, with a / in it"
+    raise BadRequest(f"libvirt knows no domain {name!r}", remedy)
 
 
 def _defined(name: str) -> bytes:

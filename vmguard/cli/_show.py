@@ -26,7 +26,9 @@ def _rich(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> bo
         from rich.text import Text
     except ImportError:
         return False
-    drawn = Table(*heads, title=title, title_justify="left")
+    drawn = Table(title=title, title_justify="left")
+    for head in heads:
+        drawn.add_column(head, overflow="fold")  # not cut off: a path is what is looked for
     for row in rows:
         drawn.add_row(*(Text(cell) for cell in row))
     Console().print(drawn)

@@ -65,8 +65,11 @@ def run(options: argparse.Namespace) -> int:
         return _draw(options, wanted, found)
     if options.held:
         return _held(options, wanted, found)
-    for event in filter(wanted.takes, found):
+    told = list(filter(wanted.takes, found))
+    for event in told:
         _print(event, options.json)
+    if not told and not options.json:
+        print("nothing is written down about that", file=sys.stderr)
     if options.follow:
         sys.stdout.flush()
         for event in history.follow(wanted, place):
@@ -160,6 +163,8 @@ def _words(event: Dict[str, Any]) -> str:
         disks = ", ".join(f"{plain(one['path'])} ({one.get('mode', '?')})" for one in event["disks"])
         return disks or "no disks"
     lines = str(event.get("text", "")).splitlines() or [""]
+    if event["event"] == "bug":
+        return plain(lines[-1])  # of a trace
     # The first line says it all; of those below, the ones that name somebody.
     more = [line.strip() for line in lines[1:] if line.strip().startswith(("disk:", "path:", "by:"))]
     return "; ".join(plain(" ".join(line.split())) for line in [lines[0], *more])

@@ -4,6 +4,7 @@
 import argparse
 from typing import Any, Dict, List, Sequence
 
+from vmguard import libvirtstate
 from vmguard.claims import Mode, path_of
 from vmguard.cli import _domains, _show, lint
 from vmguard.domain import HostPath, Use
@@ -57,6 +58,8 @@ def run_check(options: argparse.Namespace) -> int:
         print(f"note: {remark.what}: {remark.why}")
     for use in verdict.late:
         print(f"note: {use.what}: {plain(path_of(use.location))} does not exist yet; it is looked at when it does")
+    if libvirtstate.has_managed_save(name):
+        print("note: it has a managed save, from which it would go on: whether that fits its disks is seen at the start")
     if not verdict.guarded:
         print("note: this host is not guarded (vmguard setup was not run, or mode = off): nothing would be refused")
     if not verdict.objections:

@@ -21,7 +21,8 @@ def add(commands: Any) -> None:
         f" start and for {duration(overrides.VALID_SECONDS)}. If another guest writes the disk, it will be destroyed:"
         " look at `vmguard check DOMAIN` first.",
     )
-    override.add_argument("domain", metavar="DOMAIN", nargs="?", help="name or uuid; without it, list what is pending")
+    which = "name, uuid, or an XML file (with a / in it); without it, list what is pending"
+    override.add_argument("domain", metavar="DOMAIN", nargs="?", help=which)
     override.add_argument("--reason", help="why; it is written to the event log")
     override.add_argument("--withdraw", action="store_true", help="take an unused override back")
     override.set_defaults(run=run)

@@ -15,7 +15,7 @@ from vmguard import __version__, deadline
 from vmguard.audit import history
 from vmguard.cli import status
 from vmguard.errors import Error, Late
-from vmguard.report import message
+from vmguard.report import brief, message
 from vmguard.text import plain
 
 OK, WARNING, CRITICAL, UNKNOWN = 0, 1, 2, 3
@@ -111,7 +111,7 @@ def _judge(
     ranges: Dict[str, Optional[Range]],
     options: argparse.Namespace,
 ) -> deadline.Outcome:
-    found: List[Tuple[int, str]] = [(UNKNOWN, message(error).splitlines()[0]) for error in unknown]
+    found: List[Tuple[int, str]] = [(UNKNOWN, brief(error)) for error in unknown]
     silent = {*map(message, unknown)}
     for warning in report["warnings"]:
         if warning not in silent:
@@ -136,8 +136,8 @@ def _judge(
     ]
     if age is not None:
         performance.append(_data("renewal", age, "s", warning_at, critical_at))
-    # UNKNOWN counts less than what is known to be wrong.
-    order = (CRITICAL, WARNING, UNKNOWN, OK)
+    # While sanlock or the store do not answer every start is refused: that is worse than what is worth a word.
+    order = (CRITICAL, UNKNOWN, WARNING, OK)
     worst = next(level for level in order if level is OK or any(one == level for one, _ in found))
     lines = [text for level in order for one, text in found if one == level]
     first = [text for one, text in found if one == worst] or [f"{guests} guests, {leases} leases"]

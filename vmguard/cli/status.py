@@ -157,9 +157,8 @@ def _warnings(report: Dict[str, Any], config: Config) -> List[Warned]:
     found = []
     if config.mode.value != "enforce":
         found.append(Warned(f"mode = {config.mode.value}: nothing is refused on this host"))
-    if report.get("lockspace", {}).get("state") not in (None, "joined"):
-        text = "this host is not a member of the lockspace: no guest can start. Run `vmguard join`"
-        found.append(Warned(text, critical=True))
+    if about_membership(report):
+        found.append(Warned(f"{about_membership(report)}. Run `vmguard join`", critical=True))
     room = report["store"].get("room")
     if room and room["taken"] * 10 >= room["places"] * 9:
         left = room["places"] - room["taken"]
@@ -167,6 +166,16 @@ def _warnings(report: Dict[str, Any], config: Config) -> List[Warned]:
         found.append(Warned(text))
     vanished = [Warned(text, critical=True) for text in report["vanished"]]
     return [*found, *_hook_warnings(), *vanished, *about_guests(report)]
+
+
+def about_membership(report: Dict[str, Any]) -> str:
+    """What it means that this host is no member; "" where it is one, or that is not known."""
+    if report.get("lockspace", {}).get("state") in (None, "joined"):
+        return ""
+    words = "this host is not a member of the lockspace: no guest can start"
+    alive = {one["uuid"] for one in report["guests"]}
+    names = ", ".join(plain(one["domain"]) for one in report["instances"] if one["uuid"] in alive)
+    return f"{words}, and without their leases run: {names}" if names else words
 
 
 def about_guests(report: Dict[str, Any]) -> List[Warned]:
@@ -204,6 +213,12 @@ def _notes(report: Dict[str, Any]) -> List[str]:
             "sanlock runs without a watchdog (-w 0): if its daemon dies, guests run on without their leases."
             " See WATCHDOG in vmguard(8)"
         )
+        names = ", ".join(plain(one["domain"]) for one in report["instances"] if one["owner"] == "host" and one["pid"])
+        if names:
+            found.append(
+                f"the leases of these guests are this host's, and sanlock cannot end them when those are lost: {names}."
+                " Start them again, or migrate them; see WATCHDOG in vmguard(8)"
+            )
     if not report["agent"]["watching"]:
         found.append(
             "vmguardd does not run: what is plugged into running guests is not claimed"
@@ -243,7 +258,8 @@ def _print(report: Dict[str, Any], everything: bool) -> None:
         for one in report.get("held", [])
         if everything or one["mode"] == Mode.EXCLUSIVE.value
     ]
-    _show.table("held", ("domain", "host", "what", "mode", "since"), sorted(held))
+    if "held" in report:  # else nobody knows, and a table without lines would say that nothing is held
+        _show.table("held", ("domain", "host", "what", "mode", "since"), sorted(held))
     for name, found in report["definitions"].items():
         for one in found:
             print(f"definition: {plain(name)}: {plain(defining.words_of(defining.Wrong(**one)))}")

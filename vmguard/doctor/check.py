@@ -13,7 +13,7 @@ from vmguard import deadline, events
 from vmguard._light import dumps, loads
 from vmguard.doctor.look import Look
 from vmguard.errors import Error, Late
-from vmguard.report import message
+from vmguard.report import brief, message
 
 # Seconds for one check. A store on a filesystem that recovers from a dead host answers in some seconds.
 PATIENCE = 15.0
@@ -113,7 +113,7 @@ def _found(one: Check, look: Look) -> List[Finding]:
     except Error as error:
         said = message(error).splitlines()
         fix = next((line.partition(":")[2].strip() for line in said if line.lstrip().startswith("do:")), "")
-        found.append(unknown(said[0], fix))
+        found.append(unknown(brief(error), fix))
     except OSError as error:
         found.append(unknown(f"{error.filename or one.name}: {error.strerror or error}"))
     return found
@@ -142,7 +142,7 @@ def mend(findings: List[Finding], look: Look) -> List[str]:
         try:
             cure(look)
         except Error as error:
-            failed.append(f"{name}: {message(error).splitlines()[0]}")
+            failed.append(f"{name}: {brief(error)}")
         except OSError as error:
             failed.append(f"{name}: {error.filename or ''} {error.strerror or error}")
     return failed

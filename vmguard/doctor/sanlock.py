@@ -44,7 +44,12 @@ def host_name(look: Look) -> Findings:
         return
     written = sanlock_get(contents(others.SANLOCK_CONF) or b"", "our_host_name")
     now, own = found.daemon.host_name, host.key().machine
-    if written is None and now != own:
+    there = look.store()
+    named = [one.host for one in there.hosts_known() if one.machine == written] if there and written != own else []
+    if named:
+        says = f"{others.SANLOCK_CONF} gives this host the name of {named[0]}, as it was on the host that this is a clone of"
+        yield doubtful(says, "vmguard setup (writes its own)")
+    elif written is None and now != own:
         fix = "vmguard setup (writes our_host_name; after a crash a join takes minutes without it)"
         yield doubtful(f"{others.SANLOCK_CONF} names no our_host_name", fix)
     elif written is not None and written != now:

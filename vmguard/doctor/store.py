@@ -6,12 +6,12 @@ import time
 from typing import Optional, Tuple
 
 from vmguard import config, host, membership
-from vmguard.doctor.check import Finding, Findings, check, doubtful, ok, wrong
+from vmguard.doctor.check import Finding, Findings, check, doubtful, ok, unknown, wrong
 from vmguard.doctor.look import Look
 from vmguard.errors import BadRequest, Error, Misconfigured, Unresolvable
 from vmguard.leases import lockspace
 from vmguard.leases.store import Store, is_device
-from vmguard.report import message
+from vmguard.report import brief
 from vmguard.setup import others, place
 
 # Below that much, in bytes, a directory has room for some twenty storage objects, of 3 MiB each.
@@ -54,9 +54,8 @@ def store(look: Look) -> Findings:
     try:
         there = Store.open(found.store, found.cluster)
     except Error as error:
-        said = message(error).splitlines()
         fix = getattr(error, "remedy", "") or "mount its filesystem; docs/recovery.md has the rest"
-        yield wrong(f"{said[0]}: every start is refused", fix)
+        yield wrong(f"{brief(error)}: every start is refused", fix)
         return
     short, words = _room(there)
     if short:
@@ -111,10 +110,15 @@ def shared(look: Look) -> Findings:
         yield doubtful(f"what {error.path} is could not be found out: {error.why}", "look at `vmguard identify`")
         return
     there = look.store()
-    members = [one for one in lockspace.members(there) if one.host_id != found.host_id] if there and found.shared else []
+    if there is None:
+        return  # the check above says why
+    members = [one for one in lockspace.members(there) if one.host_id != found.host_id] if found.shared else []
     if seen and not found.shared:
         says = f"the store is on {kind}, which others see, and is said to be this host's alone"
         yield wrong(says, "vmguard setup --shared yes")
+    elif found.shared and not seen and members and all(one.state == "unknown" for one in members):
+        says = f"the store is on {kind}; this host has just joined, and has not seen another one renew yet"
+        yield unknown(says, f"ask again in {2 * there.io_timeout} s")
     elif found.shared and not seen and not any(one.state in ("live", "fail", "dead") for one in members):
         fix = "`vmguard setup --store DIR` on storage that all hosts share"
         yield doubtful(f"the store is said to be shared, is on {kind}, and no other host was ever seen in it", fix)

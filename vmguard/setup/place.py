@@ -9,6 +9,7 @@ from vmguard.domain import HostPath
 from vmguard.errors import BadRequest
 from vmguard.storage import resolve
 from vmguard.storage.facts import LiveFacts
+from vmguard.storage.files import NOT_STORAGE
 
 # Filesystems that several hosts have mounted at once. A local one on a shared disk is not among them: two hosts that
 # mount it destroy it.
@@ -135,6 +136,10 @@ def look(path: str, mountinfo: str = "/proc/self/mountinfo", fstab: str = "/etc/
             f"{path} lies in memory ({mount.kind} on {mount.point}) and is gone after a restart",
             "name a directory on a disk",
         )
+    if mount is not None and mount.kind in NOT_STORAGE:
+        raise BadRequest(f"{path} lies on {mount.kind}, which keeps no data", "name a directory on a disk")
+    if os.path.exists(real) and not os.path.isdir(real):
+        raise BadRequest(f"{path} is a file", "name a directory, which need not be there yet, or a block device")
     return mount
 
 

@@ -8,7 +8,7 @@ import os
 
 from vmguard import config, membership
 from vmguard.errors import BadRequest, CannotTell, Misconfigured
-from vmguard.report import message
+from vmguard.report import brief
 from vmguard.setup import daemons, libvirtside, record
 from vmguard.setup.plan import Change, Plan, contents, remove
 from vmguard.setup.steps import AGENT_UNIT, JOIN_UNIT
@@ -59,7 +59,6 @@ def _leave(made: Plan, keep_guests: bool) -> None:
             " restarted, or sanlock is when no guest runs. What they have shared is given back only then."
         )
     except (CannotTell, Misconfigured) as e:
-        why = message(e).splitlines()[0].rstrip(".")
         made.left.append(
-            f"This host may still be a member of the store ({why}). Restarting it, or sanlock when no guest runs, ends that."
+            f"This host may still be a member of the store: {brief(e)}. Restarting it, or sanlock when no guest runs, ends that."
         )

@@ -154,11 +154,14 @@ class _Steps:
         name = host.key().machine
         data = contents(others.SANLOCK_CONF)
         wanted = sanlock_get(data or b"", "our_host_name")
+        before = None
+        if wanted is not None and self._is_another(wanted):
+            before, wanted = f"our_host_name = {wanted}, which is another host of this store", None
         if wanted is None:
             after = f"our_host_name = {name}"
             new = sanlock_add(data or b"", "our_host_name", name)
             self.add(
-                "sanlock knows this host again after a crash", others.SANLOCK_CONF, None, after,
+                "sanlock knows this host again after a crash", others.SANLOCK_CONF, before, after,
                 lambda: replace(others.SANLOCK_CONF, new),
             )  # fmt: skip
         try:
@@ -185,6 +188,11 @@ class _Steps:
                 "sanlock runs without a watchdog. If sanlock itself dies on this host, nothing stops its guests before"
                 " others may take their disks. Better: start wdmd, and sanlock without `-w 0` (/etc/default/sanlock)."
             )
+
+    def _is_another(self, name: str) -> bool:
+        """Whether sanlock's name for this host is that of another one: a clone has what setup wrote on its original."""
+        known = self.store.hosts_known() if self.store is not None else ()
+        return name != host.key().machine and any(one.machine == name for one in known)
 
     def the_store(self) -> None:
         wanted = self.wanted()
