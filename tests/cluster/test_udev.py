@@ -2,7 +2,8 @@
 """What udev knows of volumes that guests hold, and what their host keeps its hands off; the audit trail on both nodes."""
 
 import json
-from typing import Any, Dict, List
+import os
+from typing import Any, Dict, Iterator, List
 
 import pytest
 from conftest import Volumes
@@ -40,6 +41,36 @@ def rules_are_known(rested: Guarded) -> None:
         node.shell("udevadm control --reload; systemctl daemon-reload")
 
 
+# Debian gives the rules of device-mapper and LVM names of its own, by which they come at another place among all; Fedora has them
+# under their makers' names.
+NAMES = {"55-dm": "10-dm", "56-lvm": "11-dm-lvm", "60-persistent-storage-dm": "13-dm-disk", "69-lvm": "69-dm-lvm"}
+# The rules of another distribution, or of another version of LVM: a folder with all of them, under those names.
+OTHERS = os.environ.get("VMGUARD_CLUSTER_RULES", "")
+
+
+@pytest.fixture(params=["debian", "fedora", *(["others"] if OTHERS else [])])
+def order(request: pytest.FixtureRequest, rested: Guarded) -> Iterator[None]:
+    """The places that the rules of device-mapper have among all."""
+    here, there = "/usr/lib/udev/rules.d", "/etc/udev/rules.d"
+    made = []
+    for ours, theirs in NAMES.items() if request.param != "debian" else ():
+        made += [f"{there}/{ours}.rules", f"{there}/{theirs}.rules"]
+        for node in rested.hosts:
+            node.shell(f"cp {here}/{ours}.rules {made[-1]}; ln -s /dev/null {made[-2]}")
+    for name in sorted(os.listdir(OTHERS)) if request.param == "others" else ():
+        with open(os.path.join(OTHERS, name), encoding="utf-8") as file:
+            text = file.read()
+        made.append(f"{there}/{name}")
+        for node in rested.hosts:
+            node.write(made[-1], text)
+    for node in rested.hosts:
+        node.shell("udevadm control --reload")
+    yield
+    for node in rested.hosts:
+        node.shell(f"rm -f {' '.join(made)}; udevadm control --reload")
+
+
+@pytest.mark.usefixtures("order")
 def test_the_life_of_a_volume(rested: Guarded, node1: Node, node2: Node, volumes: Volumes) -> None:
     disk = volumes.make("web-1")
     web = guest("web", [block(disk.path)])
@@ -67,6 +98,7 @@ def test_the_life_of_a_volume(rested: Guarded, node1: Node, node2: Node, volumes
     assert [one for one in audit(node2, "--disk", disk.path) if one["event"] == "handover"]
 
 
+@pytest.mark.usefixtures("order")
 @pytest.mark.parametrize("held", [False, True], ids=["nobody has it", "a guest has it"])
 def test_an_array_of_the_guests_own(held: bool, node1: Node, volumes: Volumes) -> None:
     """The host's udev assembles it, where nobody holds it; and lets it alone, where a guest does."""
@@ -91,6 +123,7 @@ def test_an_array_of_the_guests_own(held: bool, node1: Node, volumes: Volumes) -
         eventually(lambda: not node1.shell(stop, check=False).status, "the array is gone", within=60, every=1)
 
 
+@pytest.mark.usefixtures("order")
 @pytest.mark.parametrize("held", [False, True], ids=["nobody has it", "a guest has it"])
 def test_a_volume_group_of_the_guests_own(held: bool, node1: Node, volumes: Volumes) -> None:
     """On a host that looks for volume groups on volumes (scan_lvs), as many do."""
