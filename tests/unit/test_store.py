@@ -256,6 +256,74 @@ def test_a_store_that_moved_is_opened_by_nobody(cluster: Cluster) -> None:
     host.run(lambda: Store.open(store.path).ensure("x"))
 
 
+ONE, OTHER = Elsewhere("/dev/vg/one", "e" * 32), Elsewhere("/dev/vg/other", "f" * 32)
+
+
+@pytest.mark.parametrize("where", ["_files.make", "os.link", "os.rename"])
+def test_two_that_move_a_store_at_once(cluster: Cluster, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One hangs at one exact point for as long as the other takes: it overwrites nothing."""
+    store = created(cluster, cluster.host("a"))
+    slow, quick = Store.look(store.path), Store.look(store.path)
+    module: Any = _files if where.startswith("_files") else os
+    name = where.split(".")[1]
+    real = getattr(module, name)
+    outcomes: List[Any] = []
+
+    def hangs(*arguments: Any, **named: Any) -> Any:
+        monkeypatch.setattr(module, name, real)
+        try:
+            quick.mark_moved(OTHER)
+            outcomes.append(OTHER)
+        except StoreBroken as error:
+            outcomes.append(error)
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(module, name, hangs)
+    if where == "os.rename":  # it has the number, and lives
+        slow.mark_moved(ONE)
+        assert "somebody else" in outcomes[0].why
+    else:
+        with pytest.raises(StoreBroken, match="somebody else"):
+            slow.mark_moved(ONE)
+        assert outcomes == [OTHER]
+    assert Store.look(store.path).facts.moved == (ONE if where == "os.rename" else OTHER)
+    assert not [name for name in os.listdir(store.path) if name.startswith("new.")]
+
+
+def test_a_mark_whose_maker_died_or_is_too_late(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = cluster.host("a")
+    store = created(cluster, host)
+
+    def dies() -> None:
+        os.rename = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
+        Store.look(store.path).mark_moved(ONE)
+
+    with pytest.raises(AssertionError, match="the child died"):
+        host.run(dies)
+    assert Store.open(store.path).facts.moved is None
+    late, real = Store.look(store.path), os.rename
+
+    def hangs(source: str, target: str, **named: Any) -> None:
+        """An hour, on another host."""
+        monkeypatch.setattr(os, "rename", real)
+        elsewhere = "new.00000000" + source[len("new.00000000") :]
+        os.rename(source, elsewhere, **named)
+        with pytest.raises(StoreBroken, match="somebody else"):
+            Store.look(store.path).mark_moved(OTHER)
+        os.utime(f"{store.path}/{elsewhere}", (time.time() - _files.ABANDONED - 1,) * 2)
+        Store.look(store.path).mark_moved(OTHER)
+        real(elsewhere, target, **named)
+
+    monkeypatch.setattr(os, "rename", hangs)
+    with pytest.raises(StoreBroken, match="somebody else"):
+        late.mark_moved(ONE)
+    assert Store.look(store.path).facts.moved == OTHER
+    again = Store.look(store.path)
+    again.mark_moved(OTHER)
+    with pytest.raises(StoreBroken, match="somebody else"):
+        late.mark_in_use()
+
+
 def test_a_store_that_is_to_take_the_place_of_another_is_not_in_use_yet(cluster: Cluster) -> None:
     host = cluster.host("a")
     old = Elsewhere("/srv/old", "f" * 32)
