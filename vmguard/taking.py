@@ -129,7 +129,7 @@ def _about_itself(error: Error, start: Instance) -> Error:
 
 def _roll_back(wants: Sequence[Want], this: Here, connection: client.Connection) -> None:
     for want in wants:
-        if want.lver is not None and want.claim.mode is Mode.EXCLUSIVE:
+        if want.lver is not None and (want.claim.mode is Mode.EXCLUSIVE or (want.claim.written and not want.lver)):
             pass_over(want.claim, want.lver, this)
     for name, lock in connection.held(this.store.lockspace).items():
         connection.release(this.store.lease_of_name(name), shared=lock.shared)
@@ -205,7 +205,7 @@ def acquire(claim: Claim, this: Here, connection: client.Connection) -> int:
                 holders = try_anywhere(claim.identity, this.store, this.states)
             else:
                 holders = beside(claim, lease, this)
-                if shared or holders:
+                if holders or (shared and not claim.written):
                     pass_over(claim, lver, this)
                 if not holders:
                     return lver
