@@ -326,7 +326,8 @@ def _mark_drain(
     Hold the drain mark from before the first write. It was free when the lease was gained; a guest that migrates in has
     it from its source when that has written its own cache out (QEMU itself does so before it hands the guest over).
     """
-    for other in others:
+    # A mark of an earlier membership is none any more, though its record is still there.
+    for other in (one for one in others if one.generation == this.generation):
         for theirs in other.wants:
             if theirs.claim.identity == want.claim.identity and theirs.drain is not None:
                 return want._replace(drain=theirs.drain)  # this host's cache is one, whoever filled it

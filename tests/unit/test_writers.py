@@ -111,3 +111,25 @@ def test_a_start_that_was_killed_has_written_nothing(directory: Pair, identity: 
         return not giving.sweep(this) and last(this, identity) is not None
 
     assert directory.one.run(swept)
+
+
+def test_a_drain_mark_of_an_earlier_membership_is_none(directory: Pair, identity: str, tmp_path: Path) -> None:
+    """Its record waits for the page cache to be written out; the next guest on the device needs a mark that others see."""
+
+    def work() -> Any:
+        this = _this(directory, tmp_path)
+        claim = Claim(identity, Mode.EXCLUSIVE, "disk vda", "/d", OURS, True, True, cached=True)
+        one = _begin(this, claim)
+        (want,) = one.wants
+        assert want.drain is not None
+        before = one._replace(state="draining", wants=(want._replace(lver=None),), generation=this.generation - 1)
+        with client.Connection() as connection:  # as sanlock forgets them
+            for place in slots.of(this.store.lease(identity)):
+                connection.give_back(place)
+        instance.write(before)
+        after = guard.admit(Domain("db", "u", ()), Needs((claim,)), None, [before], this, one.libvirtd, Tolerance())
+        mark = slots.drain(this.store.lease(identity))
+        return after.wants[0].drain, slots.owner(mark), (this.host_id, this.generation)
+
+    version, owner, here = directory.one.run(work)
+    assert owner == (*here, version)
