@@ -138,7 +138,10 @@ def see_lockspace(fd: int, path: str) -> None:
 
 def _lockspace(fd: int, path: str) -> Optional[os.stat_result]:
     try:
-        return _twice.found(fd, "lockspace")
+        found = _twice.found(fd, "lockspace")
+        if found is not None:
+            _twice.see_original(fd, found)
+        return found
     except _twice.Replaced:
         raise StoreBroken(
             path,

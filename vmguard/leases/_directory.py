@@ -12,6 +12,7 @@ The store as a directory, on storage that all hosts share:
     hosts/<id>.json          which machine is host <id>
     mark.<n>                 whoever changed vmguard.json for the n-th time, when the store was moved
     kept/<name>              the same file as leases/<name>; kept/lockspace: as lockspace
+    kept/inode               a link that leads nowhere, and names the inode of the lockspace
     */new.*                  files that are being made
 
 Lease files and the lockspace are never deleted and never made a second time: a lease made anew is free, whoever has
