@@ -7,7 +7,7 @@ which the old store ceases to be one:
 
     1. The new store is made, with the hosts of the old one. It says whose place it is to take, and cannot be opened.
     2. The old store is marked as moved. Nobody opens it any more, a hook that is just beginning included.
-    3. Whether somebody was in it nevertheless: then the mark is taken away again.
+    3. Whether somebody was in it nevertheless: then the mark is taken away again. If not, it is set for good.
     4. This host leaves the old lockspace and joins the new one; what the old notes know is carried over.
     5. The new store is in use.
 
@@ -80,6 +80,8 @@ def convert(path: str, say: Say, shared: bool = False) -> Converted:
             raise
         if Store.look(path).facts.instead_of is None:
             return Converted(old.path, new.path, 0, 0)  # somebody else has just finished it
+        # Whoever set the mark may be about to take it away: from here on he is told that it has changed.
+        old.mark_moved(Elsewhere(new.path, new.cluster))
         lockspace.leave(old, config.host_id)
         say(f"joining {new.path}")
         lockspace.join(new, config.host_id, host.key())

@@ -142,7 +142,8 @@ def _give_back_or_note(want: Want, one: Instance, this: Here, connection: client
         if one.state == "intent" and one.qemu is not None and one.owner == "qemu" and host.alive(one.qemu):
             client.release_of(one.qemu.pid, lease)  # what a running guest needs no longer
         if one.state == "intent":
-            _say_nothing_was_written(claim, lease, this)
+            if not instance.beside_another(one):
+                _say_nothing_was_written(claim, lease, this)
             if want.drains and claim.identity not in _marked(one):
                 give_back(slots.drain(lease), False, claim, this, connection)
         give_back(lease, claim.mode is Mode.SHARED, claim, this, connection)

@@ -77,6 +77,14 @@ def new_id(uuid: str) -> str:
     return f"{clean}.{os.urandom(4).hex()}"
 
 
+def beside_another(one: Instance) -> bool:
+    """
+    Whether it is an intent beside the record of a guest that runs already, or is about to, for what it has come to have
+    besides: it may have written that before there was a lease.
+    """
+    return one.id.count(".") > 1
+
+
 def directory() -> str:
     return os.path.join(paths.RUN, "instances")
 

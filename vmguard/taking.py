@@ -129,7 +129,7 @@ def _about_itself(error: Error, start: Instance) -> Error:
 
 def _roll_back(wants: Sequence[Want], this: Here, connection: client.Connection) -> None:
     for want in wants:
-        if want.lver is not None and want.claim.mode is Mode.EXCLUSIVE:
+        if want.lver is not None and (want.claim.mode is Mode.EXCLUSIVE or (want.claim.written and not want.lver)):
             pass_over(want.claim, want.lver, this)
     for name, lock in connection.held(this.store.lockspace).items():
         connection.release(this.store.lease_of_name(name), shared=lock.shared)
@@ -205,7 +205,7 @@ def acquire(claim: Claim, this: Here, connection: client.Connection) -> int:
                 holders = try_anywhere(claim.identity, this.store, this.states)
             else:
                 holders = beside(claim, lease, this)
-                if shared or holders:
+                if holders or (shared and not claim.written):
                     pass_over(claim, lver, this)
                 if not holders:
                     return lver
@@ -326,7 +326,8 @@ def _mark_drain(
     Hold the drain mark from before the first write. It was free when the lease was gained; a guest that migrates in has
     it from its source when that has written its own cache out (QEMU itself does so before it hands the guest over).
     """
-    for other in others:
+    # A mark of an earlier membership is none any more, though its record is still there.
+    for other in (one for one in others if one.generation == this.generation):
         for theirs in other.wants:
             if theirs.claim.identity == want.claim.identity and theirs.drain is not None:
                 return want._replace(drain=theirs.drain)  # this host's cache is one, whoever filled it

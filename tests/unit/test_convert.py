@@ -281,6 +281,24 @@ def test_who_is_still_in_a_store_that_moved_can_leave_it(moving: Pair) -> None:
     convert(moving, target)
 
 
+def test_who_set_the_mark_comes_too_late_to_take_it_away(moving: Pair) -> None:
+    """It had found somebody in the way, who then left; another conversion to the same place goes on meanwhile."""
+    used(moving, "file:a")
+    target = moving.cluster.device(64)
+    first: List[Store] = []
+
+    def told(words: str) -> None:
+        if words.endswith("marked as moved"):
+            first.append(Store.look(moving.store.path))
+        elif words.startswith("joining"):
+            with pytest.raises(StoreBroken, match="somebody else"):
+                first[0].mark_in_use()
+
+    assert convert(moving, target, told=told).carried == 1
+    assert Store.look(moving.store.path).facts.moved is not None
+    Store.open(target)
+
+
 def test_a_mark_that_was_taken_away_meanwhile(moving: Pair) -> None:
     """Two stores in use would protect nothing."""
     used(moving, "file:a")

@@ -374,7 +374,7 @@ def test_killed_at_each_step(cluster: Cluster, quick: None, torn: bool, by: str)
         assert pair.two.run(lambda: client.version(kept)) == 1
     assert steps >= 7, "there are that many writes at least"
     found = store_of(pair)
-    assert pair.one.run(found.damaged) == () and found.damage() == ()
+    assert pair.one.run(found.judged) == ([], []) and found.damage() == ()
     # What is spoilt stays so while the host is there whose daemon may still be writing; then gc gives it free.
     spoilt = [one for one in entries(pair) if one.state in (RESERVED, SPOILT)]
     assert spoilt and pair.two.run(found.leftovers) == ()
@@ -568,7 +568,7 @@ def test_a_lease_that_is_damaged_in_part_is_not_forgotten(two: Pair, slot: str) 
     index_damaged(two, "x")
     two.two.run(lambda: store_of(two).mend())
     assert two.two.run(lambda: store_of(two).ensure("x")) == lease
-    assert two.two.run(store_of(two).damaged) == (lease.name,)
+    assert two.two.run(store_of(two).judged).damaged == [lease.name]
 
 
 def test_places_that_contradict_themselves_are_not_mended(two: Pair) -> None:
@@ -860,9 +860,50 @@ def test_a_device_that_is_not_there() -> None:
     assert "no such device" in caught.value.why and "lvchange" in caught.value.remedy
 
 
+ONE, OTHER = Elsewhere("/srv/one", "e" * 32), Elsewhere("/srv/other", "f" * 32)
+
+
+@pytest.mark.parametrize("member", [True, False], ids=["member", "no-member"])
+def test_two_that_move_a_store_at_once(two: Pair, member: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One hangs before its first write for as long as the other takes."""
+    slow, quick = Store.look(two.store.path), Store.look(two.store.path)
+    monkeypatch.setattr(index, "PATIENCE", 0.2)
+    write = Blocks.write
+
+    def work() -> List[str]:
+        outcomes: List[str] = []
+
+        def tried(store: Store, to: Elsewhere) -> None:
+            try:
+                store.mark_moved(to)
+                outcomes.append(to.path)
+            except StoreBroken as error:
+                outcomes.append(error.why)
+
+        def hangs(self: Blocks, *arguments: Any, **named: Any) -> None:
+            Blocks.write = write  # type: ignore[method-assign]
+            if not member:  # it comes to its write when the other one has not looked again yet
+                device_store.time.sleep = lambda _: write(self, *arguments, **named)  # type: ignore[assignment,misc]
+            tried(quick, OTHER)
+            write(self, *arguments, **named)
+
+        Blocks.write = hangs  # type: ignore[method-assign]
+        tried(slow, ONE)
+        return outcomes
+
+    host = two.one if member else two.cluster.host("away")
+    found = host.run(work)
+    moved = Store.look(two.store.path).facts.moved
+    assert moved is not None and found.count(moved.path) == 1 and len(found) == 2, found
+    assert any("somebody else" in one or "making leases" in one for one in found), found
+
+
 def test_a_store_that_moved_is_opened_by_nobody(two: Pair) -> None:
+    def marked() -> None:
+        two.one.run(lambda: Store.look(two.store.path).mark_moved(Elsewhere("/srv/leases", CLUSTER)))
+
     found, opened_before = store_of(two), store_of(two)
-    found.mark_moved(Elsewhere("/srv/leases", CLUSTER))
+    marked()
     with pytest.raises(StoreMoved) as caught:
         Store.open(found.path)
     assert caught.value.to == "/srv/leases" and "vmguard setup --store /srv/leases" in caught.value.remedy
@@ -872,11 +913,10 @@ def test_a_store_that_moved_is_opened_by_nobody(two: Pair) -> None:
     # To die while the mark is taken away leaves it, with its name, or none.
     assert killed_at(two.one, 2, lambda: Store.look(two.store.path).mark_in_use())
     Store.open(found.path)
-    found = store_of(two)
-    found.mark_moved(Elsewhere("/srv/leases", CLUSTER))
+    marked()
     assert killed_at(two.one, 1, lambda: Store.look(two.store.path).mark_in_use())
     assert Store.look(found.path).facts.moved == Elsewhere("/srv/leases", CLUSTER)
-    found.mark_in_use()
+    two.one.run(lambda: Store.look(two.store.path).mark_in_use())
     Store.open(found.path)
     assert two.one.run(lambda: store_of(two).ensure("x"))
 

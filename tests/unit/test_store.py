@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import time
 from types import SimpleNamespace
 from typing import Any, Callable, List, Optional
@@ -68,7 +69,7 @@ def in_parallel(hosts: List[Host], work: Callable[[Host], Any], times: int = 1) 
 def test_create_makes_a_store_that_opens(cluster: Cluster) -> None:
     host = cluster.host("a")
     store = created(cluster, host)
-    assert files(store.path) == ["kept/lockspace", "lockspace", "setup.json", "vmguard.json"]
+    assert files(store.path) == ["kept/inode", "kept/lockspace", "lockspace", "setup.json", "vmguard.json"]
     assert os.stat(os.path.join(store.path, "lockspace")).st_size == ALIGN
     assert os.stat(os.path.join(store.path, "lockspace")).st_mode & 0o777 == 0o660
     assert store.lockspace == f"vmguard-{store.cluster[:16]}" and len(store.cluster) == 32
@@ -90,10 +91,10 @@ def test_two_setups_at_once_end_in_one_store(cluster: Cluster) -> None:
         found = in_parallel(hosts, lambda host: Store.create(path, 1).cluster, times=3)  # noqa: B023
         assert len(set(found)) == 1, found
         hosts[0].run(lambda: client.check_lockspace(Store.open(path).lockspace, path + "/lockspace"))  # noqa: B023
-        assert files(path) == ["kept/lockspace", "lockspace", "setup.json", "vmguard.json"]
+        assert files(path) == ["kept/inode", "kept/lockspace", "lockspace", "setup.json", "vmguard.json"]
 
 
-@pytest.mark.parametrize("step", range(8))
+@pytest.mark.parametrize("step", range(9))
 def test_a_setup_that_died_is_told_and_finished(cluster: Cluster, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed before its n-th link, mkdir or format: never a store that opens but is not whole."""
     host = cluster.host("a")
@@ -110,7 +111,7 @@ def test_a_setup_that_died_is_told_and_finished(cluster: Cluster, step: int, mon
         return instead
 
     def work() -> None:
-        for module, name in ((os, "link"), (os, "mkdir"), (client, "format_lockspace")):
+        for module, name in ((os, "link"), (os, "symlink"), (os, "mkdir"), (client, "format_lockspace")):
             monkeypatch.setattr(module, name, deadly(getattr(module, name)))
         Store.create(path, 1)
 
@@ -256,6 +257,74 @@ def test_a_store_that_moved_is_opened_by_nobody(cluster: Cluster) -> None:
     host.run(lambda: Store.open(store.path).ensure("x"))
 
 
+ONE, OTHER = Elsewhere("/dev/vg/one", "e" * 32), Elsewhere("/dev/vg/other", "f" * 32)
+
+
+@pytest.mark.parametrize("where", ["_files.make", "os.link", "os.rename"])
+def test_two_that_move_a_store_at_once(cluster: Cluster, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One hangs at one exact point for as long as the other takes: it overwrites nothing."""
+    store = created(cluster, cluster.host("a"))
+    slow, quick = Store.look(store.path), Store.look(store.path)
+    module: Any = _files if where.startswith("_files") else os
+    name = where.split(".")[1]
+    real = getattr(module, name)
+    outcomes: List[Any] = []
+
+    def hangs(*arguments: Any, **named: Any) -> Any:
+        monkeypatch.setattr(module, name, real)
+        try:
+            quick.mark_moved(OTHER)
+            outcomes.append(OTHER)
+        except StoreBroken as error:
+            outcomes.append(error)
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(module, name, hangs)
+    if where == "os.rename":  # it has the number, and lives
+        slow.mark_moved(ONE)
+        assert "somebody else" in outcomes[0].why
+    else:
+        with pytest.raises(StoreBroken, match="somebody else"):
+            slow.mark_moved(ONE)
+        assert outcomes == [OTHER]
+    assert Store.look(store.path).facts.moved == (ONE if where == "os.rename" else OTHER)
+    assert not [name for name in os.listdir(store.path) if name.startswith("new.")]
+
+
+def test_a_mark_whose_maker_died_or_is_too_late(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = cluster.host("a")
+    store = created(cluster, host)
+
+    def dies() -> None:
+        os.rename = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
+        Store.look(store.path).mark_moved(ONE)
+
+    with pytest.raises(AssertionError, match="the child died"):
+        host.run(dies)
+    assert Store.open(store.path).facts.moved is None
+    late, real = Store.look(store.path), os.rename
+
+    def hangs(source: str, target: str, **named: Any) -> None:
+        """An hour, on another host."""
+        monkeypatch.setattr(os, "rename", real)
+        elsewhere = "new.00000000" + source[len("new.00000000") :]
+        os.rename(source, elsewhere, **named)
+        with pytest.raises(StoreBroken, match="somebody else"):
+            Store.look(store.path).mark_moved(OTHER)
+        os.utime(f"{store.path}/{elsewhere}", (time.time() - _files.ABANDONED - 1,) * 2)
+        Store.look(store.path).mark_moved(OTHER)
+        real(elsewhere, target, **named)
+
+    monkeypatch.setattr(os, "rename", hangs)
+    with pytest.raises(StoreBroken, match="somebody else"):
+        late.mark_moved(ONE)
+    assert Store.look(store.path).facts.moved == OTHER
+    again = Store.look(store.path)
+    again.mark_moved(OTHER)
+    with pytest.raises(StoreBroken, match="somebody else"):
+        late.mark_in_use()
+
+
 def test_a_store_that_is_to_take_the_place_of_another_is_not_in_use_yet(cluster: Cluster) -> None:
     host = cluster.host("a")
     old = Elsewhere("/srv/old", "f" * 32)
@@ -364,8 +433,6 @@ def test_a_disk_that_fails_leaves_nothing_behind(
 
 def test_a_really_full_disk(cluster: Cluster) -> None:
     """A filesystem of its own, filled up."""
-    import subprocess
-
     image, mount = cluster.base + "/image", cluster.base + "/mount"
     os.mkdir(mount)
     with open(image, "wb") as file:
@@ -538,6 +605,28 @@ def test_a_lease_of_a_newer_sanlock_is_not_damaged(pair: Pair, identity: str) ->
     of_version(lease, 0x71, right=False)
     assert lease.name in pair.one.run(pair.store.judged).damaged
     pair.one.run(lambda: pair.store.reformat(lease.name))
+
+
+@pytest.mark.parametrize("command", ["cp -a", "tar"])
+def test_a_whole_store_from_a_backup_is_not_the_one_that_the_hosts_are_in(cluster: Cluster, command: str) -> None:
+    """Both names are kept by such a copy, and all leases are free in it."""
+    host = cluster.host("a")
+    store = created(cluster, host)
+    host.run(lambda: joined(host, store.path, 1))
+    host.run(lambda: store.ensure("x"))
+    backup = cluster.base + "/backup"
+    if command == "tar":
+        subprocess.run(["tar", "cf", backup, "-C", store.path, "."], check=True)
+        subprocess.run(["tar", "xf", backup, "-C", store.path], check=True)
+    else:
+        subprocess.run(["cp", "-a", store.path, backup], check=True)
+        os.rename(store.path, cluster.base + "/gone")
+        os.rename(backup, store.path)
+    for attempt in (lambda: Store.open(store.path), lambda: Store.create(store.path, 1)):
+        with pytest.raises(StoreBroken, match="another file than it was"):
+            host.run(attempt)
+    os.unlink(store.path + "/kept/inode")  # an administrator says that it is to be the store
+    Store.open(store.path)
 
 
 # -- files that somebody removed or replaced ---------------------------------------------------------------------------

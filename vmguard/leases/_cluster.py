@@ -35,6 +35,7 @@ class Cluster(NamedTuple):
     converted: float = 0.0  # when it took the place of another store; 0.0: it did not
     moved: Optional[Elsewhere] = None  # the store that has taken its place
     instead_of: Optional[Elsewhere] = None  # the one whose place it is to take; it has not yet
+    marked: int = 0  # how often this was changed, where that is counted here
 
 
 def refusal(path: str) -> Optional[str]:
@@ -56,7 +57,9 @@ def identity(found: Dict[str, Any]) -> Optional[Cluster]:
         return None
     if found.get("align") != lib.ALIGN or type(sector) is not int:
         return None
-    by = found.get("by")
+    by, marked = found.get("by"), found.get("marked", 0)
+    if type(marked) is not int:
+        return None
     moved, instead_of = (_elsewhere(found.get(name)) for name in ("moved", "instead_of"))
     # A mark that cannot be read must not look like none.
     if any(
@@ -73,6 +76,7 @@ def identity(found: Dict[str, Any]) -> Optional[Cluster]:
         _notes.number(found.get("converted")) or 0.0,
         moved,
         instead_of,
+        marked,
     )
 
 
@@ -134,7 +138,10 @@ def see_lockspace(fd: int, path: str) -> None:
 
 def _lockspace(fd: int, path: str) -> Optional[os.stat_result]:
     try:
-        return _twice.found(fd, "lockspace")
+        found = _twice.found(fd, "lockspace")
+        if found is not None:
+            _twice.see_original(fd, found)
+        return found
     except _twice.Replaced:
         raise StoreBroken(
             path,

@@ -10,7 +10,9 @@ The store as a directory, on storage that all hosts share:
     leases/<name>.<id>.note  for whom the host <id> has it, shared or for itself
     leases/<name>.t.note     who has the ticket; <name>.d.note: the drain mark
     hosts/<id>.json          which machine is host <id>
+    mark.<n>                 whoever changed vmguard.json for the n-th time, when the store was moved
     kept/<name>              the same file as leases/<name>; kept/lockspace: as lockspace
+    kept/inode               a link that leads nowhere, and names the inode of the lockspace
     */new.*                  files that are being made
 
 Lease files and the lockspace are never deleted and never made a second time: a lease made anew is free, whoever has
@@ -81,15 +83,43 @@ class DirectoryStore(Store):
     def _mark(self, facts: Cluster) -> None:
         with _files.directory(self.path) as fd:
             found = _cluster.read(fd, self.path, "vmguard.json")
-            if found is None or (found.cluster, found.moved) != (self.cluster, self.facts.moved):
-                raise StoreBroken(self.path, "somebody else has just changed it", "run this again")
-            group = os.fstat(fd).st_gid
+            if found != self.facts:
+                raise self._changed()
+            facts = facts._replace(marked=self._turn(fd))
+            owner = (os.geteuid(), os.fstat(fd).st_gid)
+            new = _files.make(fd, _cluster.encode(facts), 0o640, owner)
+            try:
+                os.link(new, f"mark.{facts.marked}", src_dir_fd=fd, dst_dir_fd=fd, follow_symlinks=False)
+                _files.replace(fd, new, "vmguard.json")
+            except (FileExistsError, FileNotFoundError):
+                _files.drop(fd, new)
+                raise self._changed() from None
             # Both names, so that nothing is left of the file of before: a client of NFS that knows it by name goes on reading
             # it for up to a minute, unless the server says that it is gone.
-            for name in ("vmguard.json", "setup.json"):
-                new = _files.make(fd, _cluster.encode(facts), 0o640, (os.geteuid(), group))
-                _files.replace(fd, new, name)
+            _files.replace(fd, _files.make(fd, _cluster.encode(facts), 0o640, owner), "setup.json")
         self.facts, self.converted = facts, facts.converted
+
+    def _turn(self, fd: int) -> int:
+        """
+        The number of the next change of vmguard.json. Raises StoreBroken where somebody else is at it.
+
+        Each change is first given its number, by a link that stays, and then its place, by renaming the file that was
+        linked. So of two that have read the same, however long one of them hangs in between, one has the number; and
+        whoever has it and is dead, or hung for an hour, comes too late: his file is gone.
+        """
+        number = self.facts.marked + 1
+        while True:
+            try:
+                mark = os.stat(f"mark.{number}", dir_fd=fd, follow_symlinks=False)
+            except FileNotFoundError:
+                return number
+            with os.scandir(fd) as entries:
+                waiting = [one.name for one in entries if one.name.startswith("new.") and one.inode() == mark.st_ino]
+            if set(waiting).difference(_files.abandoned(fd)):
+                raise self._changed()
+            for entry in waiting:
+                _files.drop(fd, entry)
+            number += 1
 
     @contextmanager
     def _open(self, name: str) -> Iterator[int]:

@@ -4,7 +4,8 @@ Files of sanlock's that have two names in a store: the one by which they are use
 
 Made a second time, a lease is free, whoever has it. So whoever removes its file (by hand, with an old backup that takes the
 store's place, in mending the filesystem) must not have removed it. While the second name is there, the first is given back to
-the same file, with all that is in it. And a copy that was put in place of the file is told from it.
+the same file, with all that is in it. And a copy that was put in place of the file is told from it; one of the whole store, by
+the inode of its lockspace.
 """
 
 import os
@@ -13,6 +14,7 @@ from vmguard import events
 from vmguard._typing import NamedTuple, Optional
 
 FOLDER = "kept"
+_INODE = f"{FOLDER}/inode"
 
 
 class Replaced(Exception):
@@ -69,6 +71,24 @@ def keep(store: int, path: str) -> None:
     """Give a file its second name. Raises Replaced, OSError."""
     folder(store)
     _link(store, path, second(path))
+
+
+def see_original(store: int, found: os.stat_result) -> None:
+    """
+    Raises Replaced where a file is a copy of the one that was there when the store was first opened: a whole store that was
+    copied back may have both names. Its inode is the text of a link. Raises OSError.
+    """
+    try:
+        number = os.readlink(_INODE, dir_fd=store)
+    except FileNotFoundError:
+        folder(store)
+        number = str(found.st_ino)
+        try:
+            os.symlink(number, _INODE, dir_fd=store)
+        except FileExistsError:
+            number = os.readlink(_INODE, dir_fd=store)  # somebody else has just made it
+    if number != str(found.st_ino):
+        raise Replaced(_INODE)
 
 
 def folder(store: int) -> None:

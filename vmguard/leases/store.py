@@ -144,8 +144,10 @@ class Store(HostIds):
     def mark_moved(self, to: Elsewhere) -> None:
         """
         Say for good that another store has taken the place of this one: nobody opens it any more. At once or not at all.
+        Said once more it makes certain that whoever had set the mark before cannot take it away any more.
 
-        Raises StoreBroken.
+        Raises StoreBroken, also where somebody has changed the marks since this store was looked at: of two that do so
+        at once, one has done it.
         """
         raise NotImplementedError
 
@@ -155,6 +157,10 @@ class Store(HostIds):
         StoreBroken.
         """
         raise NotImplementedError
+
+    def _changed(self) -> StoreBroken:
+        """What is wrong where the marks are not what they were when this store was looked at."""
+        return StoreBroken(self.path, "somebody else has just changed it, or is about to", "run this again")
 
     def carry(self, records: Iterable[HostRecord]) -> None:
         """Enter hosts into a store that nobody uses yet, by the ids that they have elsewhere. Raises StoreBroken."""

@@ -127,6 +127,7 @@ def encode_head(head: Head) -> Tuple[bytes, bytes]:
     by = facts.by[:48]
     while True:
         members = _cluster.members(facts._replace(moved=None, instead_of=None, by=by))
+        del members["marked"]  # the frame has a number of its own
         body = _notes.text({**members, "format": FORMAT, "state": state, "size": head.size, "volume": head.volume})
         sealed = seal(HEAD_KIND, "", HEAD, body, head.number)
         if not any(sealed[PIECE:]):

@@ -2,11 +2,12 @@
 """The store on a block device."""
 
 import os
+import time
 
 from vmguard import host
 from vmguard._typing import List, Optional, Tuple
 from vmguard.claims import Mode
-from vmguard.errors import StoreBroken
+from vmguard.errors import LeaseDamaged, NotJoined, SanlockDown, StoreBroken
 from vmguard.leases import Lease, Note, _notes, client, slots
 from vmguard.leases import _library as lib
 from vmguard.leases._cluster import Cluster, Elsewhere
@@ -88,7 +89,23 @@ class DeviceStore(Store):
         self._mark(self.facts._replace(moved=None, instead_of=None, converted=converted or self.converted))
 
     def _mark(self, facts: Cluster) -> None:
+        try:
+            # Whoever else wants to change it waits meanwhile, however long this takes.
+            with self.index.alone():
+                self._write_marks(facts)
+        except (NotJoined, SanlockDown, LeaseDamaged):
+            # Who is no member cannot keep the others from it, and looks whether somebody came in between.
+            self._write_marks(facts)
+            time.sleep(SETTLES)
+            found = head_on(self._blocks)
+            if (found.number, found.facts.moved, found.facts.instead_of) != (self.head.number, facts.moved, facts.instead_of):
+                raise self._changed() from None
+        self.facts, self.converted = facts, facts.converted
+
+    def _write_marks(self, facts: Cluster) -> None:
         self._see_it_is_ours()
+        if head_on(self._blocks).number != self.head.number:
+            raise self._changed()
         self.head = self.head._replace(facts=facts, number=self.head.number + 1)
         head, marks = layout.encode_head(self.head)
         # The name of the other store is there as long as a word in the head needs it.
@@ -98,7 +115,6 @@ class DeviceStore(Store):
         else:
             self._blocks.write(layout.HEAD, head)
             self._blocks.write(layout.MARKS, marks)
-        self.facts, self.converted = facts, facts.converted
 
     def _see_it_is_ours(self) -> None:
         """A last look before the store itself is changed: one that was converted meanwhile is left alone."""
@@ -297,8 +313,6 @@ class DeviceStore(Store):
         return tuple(record for record in records if record is not None)
 
     def _enter(self, record: HostRecord) -> bool:
-        import time
-
         if self.host_record(record.host_id) is not None:
             return False
         self._rewrite(record)
