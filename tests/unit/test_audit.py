@@ -53,6 +53,26 @@ def test_spans_over_a_migration() -> None:
     assert history.spans(found, ("lvm:a/b",)) and not history.spans(found, ("/other",))
 
 
+def test_a_host_that_has_not_come_back() -> None:
+    """Nobody writes down that its guest has ended; somebody else had the disk next, alone. A migration is no such thing."""
+    found = [started(1), started(5, "node2", 2, coming=""), started(9, "node3", 3, coming="migrate")]
+    first, second, third = history.spans(found)
+    assert (first.until, second.until, third.until) == (5, None, None) and "node2" in first.ended
+    shared = {**DISK, "mode": "shared"}
+    found = [event(at, "held", f"node{at}", instance=f"u.{at}", disks=[shared]) for at in (1, 2)]
+    assert [span.until for span in history.spans(found)] == [None, None], "readers are many"
+    assert history.spans([*found, started(3, "node3", 3)])[0].until == 3, "and not beside a writer"
+
+
+def test_what_is_read_comes_to_be_written() -> None:
+    """A commit into a backing file."""
+    shared = {**DISK, "mode": "shared"}
+    mine = {"domain": "web", "instance": "u.1", "identity": DISK["identity"], "path": DISK["path"]}
+    found = [event(1, "held", domain="web", instance="u.1", disks=[shared]), event(2, "surprise", mode="exclusive", **mine)]
+    found += [event(3, "surprise", mode="exclusive", **mine), event(4, "released", instance="u.1")]
+    assert [(span.mode, span.since, span.until) for span in history.spans(found)] == [("shared", 1, 2), ("exclusive", 2, 4)]
+
+
 def test_plugged_and_unplugged() -> None:
     plugged = {"domain": "web", "uuid": "u", "instance": "u.1", "path": "/p", "identity": "file:p"}
     found = [
@@ -87,7 +107,7 @@ def test_a_clock_that_was_set_back(tmp_path: Path) -> None:
     assert history.read(Wanted(), [str(path)]) == found
     other = started(4000, "node2", 3)
     assert history.in_order([*found, other]) == [other, *found]
-    assert [span.until for span in history.spans(history.in_order([*found, other]))] == [None, None, 1000]
+    assert [span.until for span in history.spans(history.in_order([*found, other]))] == [None, 5000, 1000]
 
 
 def test_a_refusal_is_found_by_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

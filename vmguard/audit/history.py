@@ -46,6 +46,9 @@ class Wanted(NamedTuple):
         return not self.disk or event["event"] in ("unseen", "watching") or bool(set(self.disk) & set(_names(event)))
 
 
+OTHERWISE = "held otherwise"  # the same domain goes on to have it, in another mode
+
+
 class Span(NamedTuple):
     """One domain that holds one storage object."""
 
@@ -57,7 +60,7 @@ class Span(NamedTuple):
     mode: str
     since: float
     until: Optional[float] = None  # None: still
-    ended: str = ""  # how: "released", "given-back", "lost with a restart of the host"
+    ended: str = ""  # how: "released", "given-back", OTHERWISE, "lost with a restart of the host", "not seen; HOST had it next"
     instance: str = ""
     boot: str = ""
 
@@ -216,7 +219,9 @@ def spans(found: Sequence[Event], disk: Sequence[str] = ()) -> List[Span]:
     over: List[Span] = []
     held: Dict[Tuple[str, str, str], Span] = {}  # by host, start of the guest, and identity
     boots: Dict[str, str] = {}
-    for event in found:
+    begun: Dict[Tuple[str, str, str], int] = {}  # by which event
+    alone: Dict[str, List[Tuple[int, Span]]] = {}  # by identity: who was let have it alone, and not beside its own source
+    for number, event in enumerate(found):
         name, host = event["event"], event.get("host", "")
         boot = event.get("boot") or boots.get(host, "")
         if boot != boots.setdefault(host, boot):
@@ -230,16 +235,32 @@ def spans(found: Sequence[Event], disk: Sequence[str] = ()) -> List[Span]:
         disks = event.get("disks") or ([event] if event.get("identity") and event.get("mode") else [])
         if name in _TAKES:
             for one in disks:
-                key = (host, whose, one["identity"])
-                held.setdefault(key, _span(event, one, boot))
+                key, span = (host, whose, one["identity"]), _span(event, one, boot)
+                known = held.get(key)
+                if known is not None and known.mode != span.mode:  # what it has read it comes to write
+                    over.append(held.pop(key)._replace(until=event["time"], ended=OTHERWISE))
+                if key not in held:
+                    held[key], begun[key] = span, number
+                if span.mode == "exclusive" and event.get("coming") != "migrate":
+                    alone.setdefault(span.identity, []).append((number, span))
         elif name == "given-back":
-            span = held.pop((host, whose, event.get("identity", "")), None)
-            over += [span._replace(until=event["time"], ended=name)] if span is not None else []
+            given = held.pop((host, whose, event.get("identity", "")), None)
+            over += [given._replace(until=event["time"], ended=name)] if given is not None else []
         else:
             for key in [key for key in held if key[:2] == (host, whose)]:
                 over.append(held.pop(key)._replace(until=event["time"], ended=name))
-    both = sorted([*over, *held.values()], key=lambda span: (span.since, span.path))
+    left = [_lost(span, begun[key], alone.get(span.identity, ())) for key, span in held.items()]
+    both = sorted([*over, *left], key=lambda span: (span.since, span.path))
     return [span for span in both if not disk or span.path in disk or span.identity in disk]
+
+
+def _lost(span: Span, begun: int, alone: Sequence[Tuple[int, Span]]) -> Span:
+    """
+    What is held still, as far as anybody has written down. A host that is down writes nothing: what another one has had alone
+    since, it has no more.
+    """
+    then = next((one for number, one in alone if number > begun and one.host != span.host), None)
+    return span if then is None else span._replace(until=then.since, ended=f"not seen; {then.host} had it next")
 
 
 def _span(event: Event, disk: Dict[str, Any], boot: str) -> Span:
