@@ -22,13 +22,16 @@ from vmguard.audit.held import AllHeld, Held
 from vmguard.audit.history import Wanted
 from vmguard.audit.openers import Openers
 from vmguard.claims import LIES_UNDER, Claim, Mode
-from vmguard.cli import main
+from vmguard.cli import audit, main
 from vmguard.config import Config
+from vmguard.domain import HostPath
 from vmguard.errors import BadRequest, Holder, InUse
 from vmguard.host import Process
 from vmguard.instance import Instance, Want
 from vmguard.lint import inotify
 from vmguard.setup import daemons
+from vmguard.storage import resolve
+from vmguard.storage.facts import LiveFacts
 from vmguard.text import moment
 
 DISK = {"path": "/dev/vg/web", "identity": "lvm:a/b", "mode": "exclusive"}
@@ -132,6 +135,28 @@ def test_a_refusal_is_found_by_any_name(tmp_path: Path, monkeypatch: pytest.Monk
         assert Wanted(disk=(disk,)).takes(found)
     for whose in ("copy", "aaaaaaaa-2222-3333-4444-555555555555", "web", str(holder.uuid)):
         assert Wanted(domain=(whose,)).takes(found), whose
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+def test_a_disk_by_other_names(
+    hangs: bool, log: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That its storage does not answer may be why somebody asks."""
+    monkeypatch.setattr(shared, "of_others", lambda _: ([], []))
+    monkeypatch.setattr(audit, "_PATIENCE", 0.5)
+    disk, link = log / "disk", log / "link"
+    disk.write_bytes(b"x")
+    link.symlink_to(disk)
+    (storage,) = resolve(HostPath(str(disk)), LiveFacts())
+    mine = {"path": str(disk), "identity": storage.identity, "mode": "exclusive"}
+    events.record("held", domain="web", uuid="u", instance="u.1", disks=[mine])
+    if hangs:
+        real = audit._identities
+        monkeypatch.setattr(audit, "_identities", lambda path: time.sleep(3) or real(path))
+    assert main(["audit", "--disk", str(link)]) == 0
+    said = capsys.readouterr()
+    assert ("web" in said.out) is not hangs and ("does not answer" in said.err) is hangs
+    assert main(["audit", "--disk", str(disk)]) == 0 and "web" in capsys.readouterr().out
 
 
 def test_ways_to_look_that_exclude_each_other(log: Path) -> None:
