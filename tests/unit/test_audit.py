@@ -1026,6 +1026,29 @@ def test_other_hosts_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert len(found) == 2 and "does not answer" in missing[0]
 
 
+def test_a_trail_is_copied_in_pieces(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host whose store has just come to be shared has 80 MB to copy, and its agent may not have as much memory."""
+    monkeypatch.setattr(paths, "STATE", str(log))
+    monkeypatch.setattr(shared, "load", lambda: Config(store=str(log), cluster="abcd", host_id=1, shared=True))
+    monkeypatch.setattr(history, "_PIECE", 1000)
+    for number in range(30):
+        events.record("held", "x" * 100, number=number)
+    events.record("held", "y" * 2500, number=30)  # longer than a piece
+    with open(events.path(), "ab") as file:
+        file.write(b'{"time": 1, "event": "half')
+    monkeypatch.setattr(events, "MAX_BYTES", 1 << 30)
+    whole, _ = history.new_lines((0, 0))
+    appended: List[int] = []
+    append = shared._append
+    monkeypatch.setattr(shared, "_append", lambda path, data: appended.append(len(data)) or append(path, data))
+    shared.publish()
+    copied = (log / "history" / "1.jsonl").read_bytes().splitlines()
+    assert copied == whole and json.loads(copied[-1])["number"] == 30
+    assert len(appended) > 4 and sorted(appended)[-2] <= 1000
+    shared.publish()
+    assert (log / "history" / "1.jsonl").read_bytes().splitlines() == whole
+
+
 def test_a_store_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Half of what is new, and then all of it again and again, would be twice in the trail."""
     monkeypatch.setattr(events, "_tell_system", lambda _: None)

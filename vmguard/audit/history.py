@@ -83,6 +83,8 @@ def _names(event: Event) -> Iterator[str]:
 _TEXTS = ("host", "domain", "uuid", "path", "identity", "mode", "instance", "boot", "holder", "holder_uuid")
 _END_OF_TIME = 1e11  # beyond it a calendar knows no more
 
+_PIECE = 1 << 22  # bytes
+
 # How each event begins. Inside of one the quotes of a text are escaped.
 _BEGIN = b'{"time": '
 
@@ -173,24 +175,41 @@ def _unreadable(error: OSError) -> BadRequest:
 
 def new_lines(where: Place) -> Tuple[List[bytes], Place]:
     """The lines behind a place, over rotations; and the place behind them. Raises OSError."""
-    files = {os.fstat(file.fileno()).st_ino: file for file in _opened()}
     found: List[bytes] = []
+    for lines, where in pieces(where):
+        found += lines
+    return found, where
+
+
+def pieces(where: Place) -> Iterator[Tuple[List[bytes], Place]]:
+    """The same, some megabytes at a time, each with the place behind it."""
+    files = {os.fstat(file.fileno()).st_ino: file for file in _opened()}
     behind = where[0] not in files
     for inode, file in files.items():
         with file:
             behind = behind or inode == where[0]
             if not behind:
                 continue
-            begin = where[1] if inode == where[0] else 0
-            file.seek(max(0, begin - 1))
-            if begin and file.read(1) != b"\n":
-                begin = 0  # somebody has emptied it, and it may have grown since
-                file.seek(begin)
-            data = file.read()
-            whole = data.rfind(b"\n") + 1
-            found += data[:whole].splitlines()
-            where = (inode, begin + whole)
-    return found, where
+            at = where[1] if inode == where[0] else 0
+            file.seek(max(0, at - 1))
+            if at and file.read(1) != b"\n":
+                at = 0  # somebody has emptied it, and it may have grown since
+            lines: Optional[List[bytes]] = None
+            while lines is None or lines:
+                file.seek(at)
+                data = _whole_lines(file)
+                at += len(data)
+                lines = data.splitlines()
+                yield lines, (inode, at)
+
+
+def _whole_lines(file: BinaryIO) -> bytes:
+    """What comes next, up to the end of a line; b"" where no line has ended."""
+    data = more = file.read(_PIECE)
+    while more and b"\n" not in more:
+        more = file.read(_PIECE)
+        data += more
+    return data[: data.rfind(b"\n") + 1]
 
 
 def follow(wanted: Wanted, where: Place, pause: float = 0.2) -> Iterator[Event]:
