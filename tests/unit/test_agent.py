@@ -451,6 +451,15 @@ def test_the_other_side_of_a_migration() -> None:
     assert found, "nobody moves for so long: it runs twice"
 
 
+def test_two_that_have_no_uuid_are_not_one_on_its_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """QEMUs that were started by hand: one of them writes what another has, now."""
+    error = InUse(claim(), [held_by(uuid="", domain="plain")])
+    nameless = one()._replace(uuid="")
+    monkeypatch.setitem(globals(), "one", lambda: nameless)
+    found, _ = judged(error, contested_for=2)
+    assert found and '"plain" on node2' in found["text"]
+
+
 def test_a_holder_whose_note_does_not_come() -> None:
     found, _ = judged(InUse(claim(), [held_by(uuid=None, domain=None)]), contested_for=5)
     assert "somebody on node2" in found["text"]

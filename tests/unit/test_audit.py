@@ -22,13 +22,16 @@ from vmguard.audit.held import AllHeld, Held
 from vmguard.audit.history import Wanted
 from vmguard.audit.openers import Openers
 from vmguard.claims import LIES_UNDER, Claim, Mode
-from vmguard.cli import main
+from vmguard.cli import audit, main
 from vmguard.config import Config
+from vmguard.domain import HostPath
 from vmguard.errors import BadRequest, Holder, InUse
 from vmguard.host import Process
 from vmguard.instance import Instance, Want
 from vmguard.lint import inotify
 from vmguard.setup import daemons
+from vmguard.storage import resolve
+from vmguard.storage.facts import LiveFacts
 from vmguard.text import moment
 
 DISK = {"path": "/dev/vg/web", "identity": "lvm:a/b", "mode": "exclusive"}
@@ -51,6 +54,26 @@ def test_spans_over_a_migration() -> None:
     assert (first.host, first.since, first.until, first.ended) == ("node1", 1, 6, "released")
     assert (second.host, second.since, second.until) == ("node2", 5, None)
     assert history.spans(found, ("lvm:a/b",)) and not history.spans(found, ("/other",))
+
+
+def test_a_host_that_has_not_come_back() -> None:
+    """Nobody writes down that its guest has ended; somebody else had the disk next, alone. A migration is no such thing."""
+    found = [started(1), started(5, "node2", 2, coming=""), started(9, "node3", 3, coming="migrate")]
+    first, second, third = history.spans(found)
+    assert (first.until, second.until, third.until) == (5, None, None) and "node2" in first.ended
+    shared = {**DISK, "mode": "shared"}
+    found = [event(at, "held", f"node{at}", instance=f"u.{at}", disks=[shared]) for at in (1, 2)]
+    assert [span.until for span in history.spans(found)] == [None, None], "readers are many"
+    assert history.spans([*found, started(3, "node3", 3)])[0].until == 3, "and not beside a writer"
+
+
+def test_what_is_read_comes_to_be_written() -> None:
+    """A commit into a backing file."""
+    shared = {**DISK, "mode": "shared"}
+    mine = {"domain": "web", "instance": "u.1", "identity": DISK["identity"], "path": DISK["path"]}
+    found = [event(1, "held", domain="web", instance="u.1", disks=[shared]), event(2, "surprise", mode="exclusive", **mine)]
+    found += [event(3, "surprise", mode="exclusive", **mine), event(4, "released", instance="u.1")]
+    assert [(span.mode, span.since, span.until) for span in history.spans(found)] == [("shared", 1, 2), ("exclusive", 2, 4)]
 
 
 def test_plugged_and_unplugged() -> None:
@@ -96,7 +119,7 @@ def test_a_clock_that_was_set_back(tmp_path: Path) -> None:
     assert history.read(Wanted(), [str(path)]) == found
     other = started(4000, "node2", 3)
     assert history.in_order([*found, other]) == [other, *found]
-    assert [span.until for span in history.spans(history.in_order([*found, other]))] == [None, None, 1000]
+    assert [span.until for span in history.spans(history.in_order([*found, other]))] == [None, 5000, 1000]
 
 
 def test_a_refusal_is_found_by_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,6 +144,28 @@ def test_a_refusal_is_found_by_any_name(tmp_path: Path, monkeypatch: pytest.Monk
         assert Wanted(disk=(disk,)).takes(found)
     for whose in ("copy", "aaaaaaaa-2222-3333-4444-555555555555", "web", str(holder.uuid)):
         assert Wanted(domain=(whose,)).takes(found), whose
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+def test_a_disk_by_other_names(
+    hangs: bool, log: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That its storage does not answer may be why somebody asks."""
+    monkeypatch.setattr(shared, "of_others", lambda _: ([], []))
+    monkeypatch.setattr(audit, "_PATIENCE", 0.5)
+    disk, link = log / "disk", log / "link"
+    disk.write_bytes(b"x")
+    link.symlink_to(disk)
+    (storage,) = resolve(HostPath(str(disk)), LiveFacts())
+    mine = {"path": str(disk), "identity": storage.identity, "mode": "exclusive"}
+    events.record("held", domain="web", uuid="u", instance="u.1", disks=[mine])
+    if hangs:
+        real = audit._identities
+        monkeypatch.setattr(audit, "_identities", lambda path: time.sleep(3) or real(path))
+    assert main(["audit", "--disk", str(link)]) == 0
+    said = capsys.readouterr()
+    assert ("web" in said.out) is not hangs and ("does not answer" in said.err) is hangs
+    assert main(["audit", "--disk", str(disk)]) == 0 and "web" in capsys.readouterr().out
 
 
 def test_ways_to_look_that_exclude_each_other(log: Path) -> None:
@@ -988,6 +1033,29 @@ def test_other_hosts_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(shared, "_PATIENCE", 0.3)
     found, missing = shared.of_others(Wanted(domain=("web",)))
     assert len(found) == 2 and "does not answer" in missing[0]
+
+
+def test_a_trail_is_copied_in_pieces(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host whose store has just come to be shared has 80 MB to copy, and its agent may not have as much memory."""
+    monkeypatch.setattr(paths, "STATE", str(log))
+    monkeypatch.setattr(shared, "load", lambda: Config(store=str(log), cluster="abcd", host_id=1, shared=True))
+    monkeypatch.setattr(history, "_PIECE", 1000)
+    for number in range(30):
+        events.record("held", "x" * 100, number=number)
+    events.record("held", "y" * 2500, number=30)  # longer than a piece
+    with open(events.path(), "ab") as file:
+        file.write(b'{"time": 1, "event": "half')
+    monkeypatch.setattr(events, "MAX_BYTES", 1 << 30)
+    whole, _ = history.new_lines((0, 0))
+    appended: List[int] = []
+    append = shared._append
+    monkeypatch.setattr(shared, "_append", lambda path, data: appended.append(len(data)) or append(path, data))
+    shared.publish()
+    copied = (log / "history" / "1.jsonl").read_bytes().splitlines()
+    assert copied == whole and json.loads(copied[-1])["number"] == 30
+    assert len(appended) > 4 and sorted(appended)[-2] <= 1000
+    shared.publish()
+    assert (log / "history" / "1.jsonl").read_bytes().splitlines() == whole
 
 
 def test_a_store_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

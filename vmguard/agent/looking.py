@@ -280,7 +280,7 @@ def _conflict(
         told.append(("alarm", message(error), {}))
         return None
     claim = error.claim
-    others = [holder for holder in error.holders if holder.uuid != one.uuid]
+    others = [holder for holder in error.holders if holder.uuid != one.uuid or not one.uuid]  # two without any are not one
     if not others:
         if contested_for < _MOVES:
             return None  # the other side of a migration

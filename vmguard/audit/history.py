@@ -46,6 +46,9 @@ class Wanted(NamedTuple):
         return not self.disk or event["event"] in ("unseen", "watching") or bool(set(self.disk) & set(_names(event)))
 
 
+OTHERWISE = "held otherwise"  # the same domain goes on to have it, in another mode
+
+
 class Span(NamedTuple):
     """One domain that holds one storage object."""
 
@@ -57,7 +60,7 @@ class Span(NamedTuple):
     mode: str
     since: float
     until: Optional[float] = None  # None: still
-    ended: str = ""  # how: "released", "given-back", "lost with a restart of the host"
+    ended: str = ""  # how: "released", "given-back", OTHERWISE, "lost with a restart of the host", "not seen; HOST had it next"
     instance: str = ""
     boot: str = ""
 
@@ -79,6 +82,8 @@ def _names(event: Event) -> Iterator[str]:
 
 _TEXTS = ("host", "domain", "uuid", "path", "identity", "mode", "instance", "boot", "holder", "holder_uuid")
 _END_OF_TIME = 1e11  # beyond it a calendar knows no more
+
+_PIECE = 1 << 22  # bytes
 
 # How each event begins. Inside of one the quotes of a text are escaped.
 _BEGIN = b'{"time": '
@@ -170,24 +175,41 @@ def _unreadable(error: OSError) -> BadRequest:
 
 def new_lines(where: Place) -> Tuple[List[bytes], Place]:
     """The lines behind a place, over rotations; and the place behind them. Raises OSError."""
-    files = {os.fstat(file.fileno()).st_ino: file for file in _opened()}
     found: List[bytes] = []
+    for lines, where in pieces(where):
+        found += lines
+    return found, where
+
+
+def pieces(where: Place) -> Iterator[Tuple[List[bytes], Place]]:
+    """The same, some megabytes at a time, each with the place behind it."""
+    files = {os.fstat(file.fileno()).st_ino: file for file in _opened()}
     behind = where[0] not in files
     for inode, file in files.items():
         with file:
             behind = behind or inode == where[0]
             if not behind:
                 continue
-            begin = where[1] if inode == where[0] else 0
-            file.seek(max(0, begin - 1))
-            if begin and file.read(1) != b"\n":
-                begin = 0  # somebody has emptied it, and it may have grown since
-                file.seek(begin)
-            data = file.read()
-            whole = data.rfind(b"\n") + 1
-            found += data[:whole].splitlines()
-            where = (inode, begin + whole)
-    return found, where
+            at = where[1] if inode == where[0] else 0
+            file.seek(max(0, at - 1))
+            if at and file.read(1) != b"\n":
+                at = 0  # somebody has emptied it, and it may have grown since
+            lines: Optional[List[bytes]] = None
+            while lines is None or lines:
+                file.seek(at)
+                data = _whole_lines(file)
+                at += len(data)
+                lines = data.splitlines()
+                yield lines, (inode, at)
+
+
+def _whole_lines(file: BinaryIO) -> bytes:
+    """What comes next, up to the end of a line; b"" where no line has ended."""
+    data = more = file.read(_PIECE)
+    while more and b"\n" not in more:
+        more = file.read(_PIECE)
+        data += more
+    return data[: data.rfind(b"\n") + 1]
 
 
 def follow(wanted: Wanted, where: Place, pause: float = 0.2) -> Iterator[Event]:
@@ -216,7 +238,9 @@ def spans(found: Sequence[Event], disk: Sequence[str] = ()) -> List[Span]:
     over: List[Span] = []
     held: Dict[Tuple[str, str, str], Span] = {}  # by host, start of the guest, and identity
     boots: Dict[str, str] = {}
-    for event in found:
+    begun: Dict[Tuple[str, str, str], int] = {}  # by which event
+    alone: Dict[str, List[Tuple[int, Span]]] = {}  # by identity: who was let have it alone, and not beside its own source
+    for number, event in enumerate(found):
         name, host = event["event"], event.get("host", "")
         boot = event.get("boot") or boots.get(host, "")
         if boot != boots.setdefault(host, boot):
@@ -230,16 +254,32 @@ def spans(found: Sequence[Event], disk: Sequence[str] = ()) -> List[Span]:
         disks = event.get("disks") or ([event] if event.get("identity") and event.get("mode") else [])
         if name in _TAKES:
             for one in disks:
-                key = (host, whose, one["identity"])
-                held.setdefault(key, _span(event, one, boot))
+                key, span = (host, whose, one["identity"]), _span(event, one, boot)
+                known = held.get(key)
+                if known is not None and known.mode != span.mode:  # what it has read it comes to write
+                    over.append(held.pop(key)._replace(until=event["time"], ended=OTHERWISE))
+                if key not in held:
+                    held[key], begun[key] = span, number
+                if span.mode == "exclusive" and event.get("coming") != "migrate":
+                    alone.setdefault(span.identity, []).append((number, span))
         elif name == "given-back":
-            span = held.pop((host, whose, event.get("identity", "")), None)
-            over += [span._replace(until=event["time"], ended=name)] if span is not None else []
+            given = held.pop((host, whose, event.get("identity", "")), None)
+            over += [given._replace(until=event["time"], ended=name)] if given is not None else []
         else:
             for key in [key for key in held if key[:2] == (host, whose)]:
                 over.append(held.pop(key)._replace(until=event["time"], ended=name))
-    both = sorted([*over, *held.values()], key=lambda span: (span.since, span.path))
+    left = [_lost(span, begun[key], alone.get(span.identity, ())) for key, span in held.items()]
+    both = sorted([*over, *left], key=lambda span: (span.since, span.path))
     return [span for span in both if not disk or span.path in disk or span.identity in disk]
+
+
+def _lost(span: Span, begun: int, alone: Sequence[Tuple[int, Span]]) -> Span:
+    """
+    What is held still, as far as anybody has written down. A host that is down writes nothing: what another one has had alone
+    since, it has no more.
+    """
+    then = next((one for number, one in alone if number > begun and one.host != span.host), None)
+    return span if then is None else span._replace(until=then.since, ended=f"not seen; {then.host} had it next")
 
 
 def _span(event: Event, disk: Dict[str, Any], boot: str) -> Span:

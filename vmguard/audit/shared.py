@@ -13,7 +13,7 @@ from functools import partial
 from typing import List, Optional, Tuple
 
 from vmguard import deadline, events, paths
-from vmguard.audit.history import Event, Wanted, new_lines, parsed
+from vmguard.audit.history import Event, Wanted, parsed, pieces
 from vmguard.config import Config, load
 from vmguard.errors import Late
 
@@ -42,17 +42,21 @@ def publish() -> None:
         where = (int(found["inode"]), int(found["offset"]))
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    lines, where = new_lines(where)
-    if not lines:
-        return
-    # The place first: where that cannot be kept, on a full disk, the same lines would be copied again and again.
-    with open(kept + ".tmp", "w", encoding="ascii") as file:
-        json.dump({"inode": where[0], "offset": where[1]}, file)
     os.makedirs(place, mode=0o700, exist_ok=True)
-    target = os.path.join(place, f"{config.host_id}.jsonl")
+    for lines, where in pieces(where):  # all that a busy host keeps would not fit into the agent's memory
+        if not lines:
+            continue
+        # The place first: where that cannot be kept, on a full disk, the same lines would be copied again and again.
+        with open(kept + ".tmp", "w", encoding="ascii") as file:
+            json.dump({"inode": where[0], "offset": where[1]}, file)
+        _append(os.path.join(place, f"{config.host_id}.jsonl"), b"".join(line + b"\n" for line in lines))
+        os.rename(kept + ".tmp", kept)
+
+
+def _append(target: str, data: bytes) -> None:
+    """To a trail in the store, all of it or nothing. Raises OSError."""
     with open(target, "ab", buffering=0) as out:
         before = out.tell()
-        data = b"".join(line + b"\n" for line in lines)
         try:
             while data:
                 data = data[out.write(data) :]
@@ -62,7 +66,6 @@ def publish() -> None:
         size = out.tell()
     if size > events.MAX_BYTES:
         os.rename(target, target + ".1")
-    os.rename(kept + ".tmp", kept)
 
 
 def of_others(wanted: Wanted) -> Tuple[List[Event], List[str]]:

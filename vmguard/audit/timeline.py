@@ -5,7 +5,7 @@ import time
 from typing import Dict, List, Sequence, Tuple
 from xml.sax.saxutils import escape
 
-from vmguard.audit.history import Event, Span
+from vmguard.audit.history import OTHERWISE, Event, Span
 from vmguard.text import moment, plain
 
 _WIDTH, _LEFT, _RIGHT = 960, 210, 24
@@ -130,7 +130,7 @@ def _bar(span: Span, begin: float, end: float, y: int, colour: str) -> List[str]
     width = max(3.0, round(end - begin, 1))
     until = moment(span.until) if span.until is not None else "now"
     title = f"{span.domain} on {span.host}, {span.mode}: {moment(span.since)} to {until}"
-    dash = "" if span.until is not None and span.ended in ("released", "given-back") else ' stroke-dasharray="4 3"'
+    dash = "" if span.until is not None and span.ended in ("released", "given-back", OTHERWISE) else ' stroke-dasharray="4 3"'
     opacity = "1" if span.mode == "exclusive" else "0.55"
     lines = [
         f'<rect x="{begin}" y="{y + 2}" width="{width}" height="22" rx="3" fill="{colour}" fill-opacity="{opacity}"'

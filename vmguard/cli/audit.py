@@ -8,13 +8,16 @@ import sys
 import time
 from typing import Any, Dict, List, Tuple
 
-from vmguard import host
+from vmguard import deadline, host
 from vmguard.audit import history, shared, timeline
 from vmguard.audit.history import Event, Span, Wanted
 from vmguard.cli import _show
 from vmguard.domain import HostPath, uuid_in
-from vmguard.errors import BadRequest, Error
+from vmguard.errors import BadRequest, Error, Late
 from vmguard.text import duration, moment, plain
+
+# Seconds, until a disk that is asked about is taken for one that does not answer.
+_PATIENCE = 10.0
 
 
 def add(commands: Any) -> None:
@@ -85,17 +88,26 @@ def _whose(domain: str) -> Tuple[str, ...]:
 
 def _names(disk: str) -> Tuple[str, ...]:
     """A disk as it was asked for, and the identities that it has on this host."""
-    found = [disk]
-    if disk.startswith("/") and os.path.exists(disk):
-        from vmguard.storage import resolve
-        from vmguard.storage.facts import LiveFacts
+    if not disk.startswith("/"):
+        return (disk,)
+    try:
+        _, text = deadline.run(_PATIENCE, lambda: (0, json.dumps(_identities(disk))))
+    except Late:  # which may be why somebody asks what happened
+        print(f"{plain(disk)} does not answer: what is known of it by other names is not shown", file=sys.stderr)
+        return (disk,)
+    return (disk, *json.loads(text))
 
-        try:
-            for storage in resolve(HostPath(disk), LiveFacts()):
-                found += [storage.identity, *storage.also]
-        except Error:
-            pass  # it may have been another thing then
-    return tuple(found)
+
+def _identities(path: str) -> List[str]:
+    """None of what is not there, or not to be identified: it may have been another thing then."""
+    from vmguard.storage import resolve
+    from vmguard.storage.facts import LiveFacts
+
+    try:
+        found = resolve(HostPath(path), LiveFacts()) if os.path.exists(path) else ()
+    except Error:
+        return []
+    return [name for storage in found for name in (storage.identity, *storage.also)]
 
 
 def _booted() -> Event:
