@@ -102,7 +102,7 @@ def finding_words(finding: "Finding") -> str:
     opened, claim = finding.opened, finding.claim
     words = {
         "claimed": "claimed",
-        "leaseless": "claimed, but it runs without this lease (audit mode, or an override)",
+        "leaseless": "claimed, but it runs without this lease; `vmguard status` says why",
         "dormant": "NOT CLAIMED; only read until its guest arrives",
         "read": "NOT CLAIMED; only read",
         "written": "WRITTEN, NOT CLAIMED" if claim is None else f"WRITTEN, but claimed {claim.mode.value} only",

@@ -5,6 +5,7 @@ import pytest
 
 from vmguard import errors, report
 from vmguard.claims import Claim, Mode
+from vmguard.openfiles import Finding, Opened, Verdict
 
 NOW = 1_700_000_000.0
 CLAIM = Claim("file:fs/1", Mode.EXCLUSIVE, "disk vda", "/srv/b.img", "the guest may write it")
@@ -149,3 +150,10 @@ def test_in_a_clause() -> None:
     error = errors.StoreBroken("/srv/store", "it is missing: not mounted?")
     assert report.brief(error) == "the lease store cannot be used (/srv/store: it is missing: not mounted?)"
     assert report.brief(errors.BadRequest("nothing to judge", "name a file")) == "nothing to judge"
+
+
+def test_why_a_lease_is_missing_is_not_guessed() -> None:
+    """An override, audit mode, or a guest that has it: status knows."""
+    opened = Opened("/srv/b.img", "file", (1, 1), 1, (0, 0))
+    words = report.finding_words(Finding(opened, Verdict.LEASELESS, CLAIM))
+    assert "override" not in words and "vmguard status" in words
