@@ -193,9 +193,10 @@ def _in_use_remedy(error: errors.InUse, domain: str) -> str:
         return f"use it where it runs, or stop it there{stop}"
     if not domain:
         return f"stop {who} on {_where(first)}, or take the disk away from the guest that came to it"
+    named = f" (`vmguard explain {typed(domain)}` shows how both names lead to one disk)"
     return (
         f"stop {who} on {_where(first)}, or give {quoted(domain)} a disk of its own"
-        f" (`vmguard explain {typed(domain)}` shows how both names lead to one disk)"
+        + (named if first.path != error.claim.path else "")
     )
 
 

@@ -157,3 +157,9 @@ def test_why_a_lease_is_missing_is_not_guessed() -> None:
     opened = Opened("/srv/b.img", "file", (1, 1), 1, (0, 0))
     words = report.finding_words(Finding(opened, Verdict.LEASELESS, CLAIM))
     assert "override" not in words and "vmguard status" in words
+
+
+def test_two_names_are_spoken_of_where_there_are_two() -> None:
+    same = report.sentence(errors.InUse(CLAIM, [HOLDER._replace(path=CLAIM.path)]), "web2", NOW)
+    assert "both names" not in same and 'give "web2" a disk of its own' in same
+    assert "both names" in report.sentence(errors.InUse(CLAIM, [HOLDER]), "web2", NOW)
