@@ -102,7 +102,7 @@ def finding_words(finding: "Finding") -> str:
     opened, claim = finding.opened, finding.claim
     words = {
         "claimed": "claimed",
-        "leaseless": "claimed, but it runs without this lease (audit mode, or an override)",
+        "leaseless": "claimed, but it runs without this lease; `vmguard status` says why",
         "dormant": "NOT CLAIMED; only read until its guest arrives",
         "read": "NOT CLAIMED; only read",
         "written": "WRITTEN, NOT CLAIMED" if claim is None else f"WRITTEN, but claimed {claim.mode.value} only",
@@ -199,9 +199,10 @@ def _in_use_remedy(error: errors.InUse, domain: str) -> str:
         return f"use it where it runs, or stop it there{stop}"
     if not domain:
         return f"stop {who} on {_where(first)}, or take the disk away from the guest that came to it"
+    named = f" (`vmguard explain {typed(domain)}` shows how both names lead to one disk)"
     return (
         f"stop {who} on {_where(first)}, or give {quoted(domain)} a disk of its own"
-        f" (`vmguard explain {typed(domain)}` shows how both names lead to one disk)"
+        + (named if first.path != error.claim.path else "")
     )
 
 

@@ -240,7 +240,7 @@ def test_a_hot_plugged_disk_that_somebody_else_has(
             node1.virsh("resume", web.uuid)
             eventually(lambda: node1.state(web) == "paused", "it is paused again", within=20)
             node1.virsh("detach-disk", web.uuid, "sda")
-            agent.tells("conflict-over")
+            assert "virsh resume web" in agent.tells("conflict-over")["text"], "nobody else lets it go on"
             node1.virsh("resume", web.uuid)
             assert not node1.vmguard("verify", check=False).status
         told = agent.tells("conflict")
@@ -357,7 +357,7 @@ def test_a_guest_without_leases_beside_one_that_has_them(node1: Host, node2: Hos
             node1.run("chmod", "+x", hook)
         contained(agent, web, began, "started past the hook")
         node2.destroy(holder)
-        agent.tells("conflict-over")
+        assert "virsh resume web" in agent.tells("conflict-over")["text"]
         assert claims(node1, web)[theirs] == "exclusive"
 
 

@@ -619,6 +619,12 @@ def test_what_is_wrong_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert defining.known() == {}
 
 
+def test_a_definition_s_fault_names_its_place_once() -> None:
+    wrong = Wrong("web", "VMG102", "error", "disk vda", 'disk vda is disk vda of "db" as well', "do this")
+    assert defining.words_of(wrong) == 'disk vda is disk vda of "db" as well (VMG102, error). do this'
+    assert defining.words_of(wrong._replace(text="it is cached")).startswith("disk vda: it is cached")
+
+
 def test_a_change_is_judged_though_another_definition_went(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that goes while it is judged spoils that turn for all; the next one has them."""
     monkeypatch.setattr(paths, "RUN", str(tmp_path))

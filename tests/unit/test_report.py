@@ -6,6 +6,7 @@ import pytest
 from vmguard import errors, report
 from vmguard.claims import Claim, Mode
 from vmguard.cli import check
+from vmguard.openfiles import Finding, Opened, Verdict
 
 NOW = 1_700_000_000.0
 CLAIM = Claim("file:fs/1", Mode.EXCLUSIVE, "disk vda", "/srv/b.img", "the guest may write it")
@@ -160,3 +161,16 @@ def test_in_a_clause() -> None:
     error = errors.StoreBroken("/srv/store", "it is missing: not mounted?")
     assert report.brief(error) == "the lease store cannot be used (/srv/store: it is missing: not mounted?)"
     assert report.brief(errors.BadRequest("nothing to judge", "name a file")) == "nothing to judge"
+
+
+def test_why_a_lease_is_missing_is_not_guessed() -> None:
+    """An override, audit mode, or a guest that has it: status knows."""
+    opened = Opened("/srv/b.img", "file", (1, 1), 1, (0, 0))
+    words = report.finding_words(Finding(opened, Verdict.LEASELESS, CLAIM))
+    assert "override" not in words and "vmguard status" in words
+
+
+def test_two_names_are_spoken_of_where_there_are_two() -> None:
+    same = report.sentence(errors.InUse(CLAIM, [HOLDER._replace(path=CLAIM.path)]), "web2", NOW)
+    assert "both names" not in same and 'give "web2" a disk of its own' in same
+    assert "both names" in report.sentence(errors.InUse(CLAIM, [HOLDER]), "web2", NOW)

@@ -131,4 +131,5 @@ def _wrong(one: Dict[str, Any]) -> Wrong:
 
 def words_of(one: Wrong) -> str:
     """In a line."""
-    return f"{one.what + ': ' if one.what else ''}{one.text} ({one.rule}, {one.severity}). {one.remedy}"
+    where = f"{one.what}: " if one.what and not one.text.startswith(one.what) else ""
+    return f"{where}{one.text} ({one.rule}, {one.severity}). {one.remedy}"

@@ -32,6 +32,7 @@ from vmguard.owning import hand_over, is_known, qemu_of, record_of
 from vmguard.report import message
 from vmguard.storage.facts import LiveFacts
 from vmguard.surprise import claim_more
+from vmguard.text import typed
 
 # Seconds until the next look, where something is to come that no event tells.
 SOON, LATER = 2.0, 5.0
@@ -232,11 +233,11 @@ def _settle(
         if (claim.identity, claim.mode) in have - had and not lies_beneath(claim):
             done.append(_done("surprise", _claimed(claim), claim, one, noticed))
     for want in over:
-        words = f"{qemu.name} does not have {want.claim.path} any more"
+        words = f"{qemu.name} does not have {want.claim.path} any more{_to_go_on(qemu)}"
         done.append(_done("conflict-over", words, want.claim._replace(mode=Mode.SHARED), one, noticed, has=False))
     for claim in asked:
         if claim.identity in taken:
-            done.append(_done("conflict-over", _claimed(claim), claim, one, noticed))
+            done.append(_done("conflict-over", _claimed(claim) + _to_go_on(qemu), claim, one, noticed))
     ripe = ripe.intersection(state.spare(one))
     if ripe:
         done += _give_back(one, ripe, this, noticed)
@@ -254,6 +255,14 @@ def _done(event: str, text: str, claim: Claim, one: Instance, noticed: float, ha
     after = round(time.monotonic() - noticed, 3)
     events.record(event, text, domain=one.name, uuid=one.uuid, by="vmguardd", after=after, **data)
     return event, text, data
+
+
+def _to_go_on(qemu: Qemu) -> str:
+    """What is left to be done when a conflict is over: nobody but an administrator lets a guest go on."""
+    if host.stopped(qemu.process):
+        return f"; its process is stopped: kill -CONT {qemu.process.pid}"
+    state = libvirtstate.of(qemu.name, qemu.process.pid)
+    return f"; it is paused: virsh resume {typed(qemu.name)}" if state is not None and state.state == "paused" else ""
 
 
 def _claimed(claim: Claim) -> str:

@@ -53,7 +53,8 @@ def _leave(made: Plan, keep_guests: bool) -> None:
         membership.mark_left(False)  # without a configuration it belongs nowhere anyway
     except BadRequest as e:
         if not keep_guests:
-            raise
+            keeping = "with --keep-guests they keep the leases that they have"
+            raise BadRequest(e.why, f"{e.remedy}; {keeping}" if e.remedy else keeping) from e
         made.left.append(
             f"{e.why}. They keep them, and other hosts see that; this host stays a member of the store until it is"
             " restarted, or sanlock is when no guest runs. What they have shared is given back only then."
