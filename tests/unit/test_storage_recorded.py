@@ -509,6 +509,8 @@ class Failing:
         ("local", "/dev/drbd0"),
         ("filesystems", "/nfs4/a.img"),
         ("filesystems", "/images/a.img"),
+        ("zfs-2.1", "/tank/vm/a.img"),
+        ("zfs-2.3", "/dev/zd0"),
     ],
 )
 def test_any_question_may_fail(host, path, code):

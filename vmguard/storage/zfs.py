@@ -39,7 +39,8 @@ def devices(host: Host, name: str) -> List[Devno]:
     if pool not in host.pools:
         names = (one for one in host.names("/sys/class/block") if not one.startswith(_MADE))
         numbers = (host.devno(f"/sys/class/block/{one}") for one in names)
-        host.pools[pool] = [number for number in numbers if number and _is_of(host, number, pool)]
+        members = (number for number in numbers if number and _is_member(host, number))
+        host.pools[pool] = [member for member in members if _is_of(host, member, pool)]
     return host.pools[pool]
 
 
@@ -53,13 +54,18 @@ def under_zvol(host: Host, device: Devno) -> List[Devno]:
 
 def pool_of(host: Host, device: Devno) -> Optional[str]:
     """The imported pool that a device is a part of. Raises Unresolvable."""
-    return next((pool for pool in host.names(_POOLS) if _is_of(host, device, pool)), None)
+    pools = host.names(_POOLS)
+    if not pools or not _is_member(host, device):
+        return None
+    return next((pool for pool in pools if _is_of(host, device, pool)), None)
+
+
+def _is_member(host: Host, device: Devno) -> bool:
+    return host.udev(device).get("ID_FS_TYPE") == "zfs_member"
 
 
 def _is_of(host: Host, device: Devno, pool: str) -> bool:
     known = host.udev(device)
-    if known.get("ID_FS_TYPE") != "zfs_member":
-        return False
     guid = known.get("ID_FS_UUID", "")
     imported = host.text(f"{_POOLS}/{pool}/guid")
     # Before OpenZFS 2.2 the kernel tells the name alone, and the pool in a guest's disk may have the same one.
