@@ -14,6 +14,7 @@ from vmguard.domain import HostPath
 from vmguard.errors import Unresolvable
 from vmguard.storage import resolve
 from vmguard.storage.facts import LiveFacts
+from vmguard.storage.onelook import OneLook
 from vmguard.storage.recorded import RecordedFacts, Recording
 
 PATH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
@@ -264,6 +265,35 @@ def test_recording_of_this_host_replays(tmp_path, image):
     live = one(image, recording)
     recording.save(str(tmp_path / "host.json"))
     assert one(image, RecordedFacts.load(str(tmp_path / "host.json"))) == live
+
+
+def test_recording_of_an_unused_device_replays(tmp_path):
+    """Unlike one with a filesystem that is mounted, it is asked for the leases of this host."""
+    path = tmp_path / "disk.img"
+    with open(path, "wb") as file:
+        file.truncate(1 << 20)
+    with attached(str(path)) as device:
+        recording = Recording(LiveFacts())
+        live = one(device, recording)
+        recording.save(str(tmp_path / "host.json"))
+        assert one(device, RecordedFacts.load(str(tmp_path / "host.json"))) == live
+
+
+def test_the_number_of_a_filesystem(tmp_path, image):
+    said = int(run("stat", "--file-system", "--format", "%i", str(image)), 16)
+    # coreutils shows the two halves in the order in which they lie in memory
+    number = LiveFacts().filesystem_id(str(image))
+    assert said and number == (said >> 32 | said << 32) & (1 << 64) - 1
+    assert OneLook(LiveFacts()).filesystem_id(str(image)) == number
+    recording = Recording(LiveFacts())
+    recording.filesystem_id(str(image))
+    recording.stat(str(image))
+    assert RecordedFacts(recording.record).filesystem_id(str(image)) == number
+    with pytest.raises(OSError):
+        recording.filesystem_id(str(tmp_path / "nothing"))
+    with pytest.raises(OSError) as caught:
+        RecordedFacts(recording.record).filesystem_id(str(tmp_path / "nothing"))
+    assert caught.value.errno == errno.ENOENT
 
 
 def test_no_side_effect_of_looking(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 
 from vmguard.domain import HostPath, NetworkVolume, NvmeNamespace, PciDevice, PoolVolume, ScsiUnit, UsbDevice
 from vmguard.errors import Unresolvable
-from vmguard.storage import describe, resolve
+from vmguard.storage import describe, locate, resolve
 from vmguard.storage.host import Host
 from vmguard.storage.recorded import RecordedFacts
 
@@ -423,6 +423,20 @@ def test_unresolvable(path):
     assert caught.value.missing is (path == "/nothing")
 
 
+def test_what_an_automounter_mounts_on_the_way():
+    """Another disk of the same guest was looked at before, and the mounts with it."""
+    with open(os.path.join(HOSTS, "filesystems.json"), encoding="utf-8") as file:
+        record = json.load(file)
+    host = Host(RecordedFacts(record))
+    assert host.mounts()
+    late = json.loads(json.dumps(record))
+    late["files"]["/proc/self/mountinfo"] += "99 27 0:48 / /auto rw - nfs4 nas:/export rw\n"
+    late["stat"]["/auto/a.img"].update(device="0:48", mount=99)
+    host.facts = RecordedFacts(late)
+    (storage,) = locate.path(host, "/auto/a.img")
+    assert storage.identity == "file:nfs-1122334455667788:123456789abcdef/1009"
+
+
 def test_layers_beneath_a_cluster_file():
     (volume,) = one("filesystems", "/images/a.img").under
     assert volume.kind == "lvm" and identities(volume.under) == {LUN + "01"}
@@ -495,6 +509,8 @@ class Failing:
         ("local", "/dev/drbd0"),
         ("filesystems", "/nfs4/a.img"),
         ("filesystems", "/images/a.img"),
+        ("zfs-2.1", "/tank/vm/a.img"),
+        ("zfs-2.3", "/dev/zd0"),
     ],
 )
 def test_any_question_may_fail(host, path, code):

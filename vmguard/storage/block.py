@@ -8,12 +8,12 @@ All of them return a Storage without `used_by_host`, which is added here.
 from vmguard._light import re
 from vmguard._typing import Iterable, List, Optional, Tuple
 from vmguard.errors import Unresolvable
-from vmguard.storage import Storage, disks, dm, hostuse, loops, network
+from vmguard.storage import Storage, disks, dm, hostuse, loops, network, zfs
 from vmguard.storage.facts import Devno
 from vmguard.storage.host import DEPTH_LIMIT, Host, Mount, plain
 
-# Made by the kernel or ZFS of what this host alone has: zvols, flash, floppy disks, null_blk.
-_OF_THIS_HOST = re.compile(r"(?:zd|mtdblock|ubiblock|fd|nullb)\d")
+# Made by the kernel of what this host alone has: flash, floppy disks, null_blk.
+_OF_THIS_HOST = re.compile(r"(?:mtdblock|ubiblock|fd|nullb)\d")
 # Buses within one machine, on which a driver of its own may have disks that have no names (flash on PCIe).
 _OWN_BUSES = ("pci", "platform", "vio", "scm", "memstick")
 
@@ -117,6 +117,8 @@ def _kind(host: Host, sys: str, device: Devno) -> Storage:
         return _nbd(host, sys)
     if re.match(r"zram|ram\d|pmem|brd", name):
         return local(host, sys, "memory of this host, until it reboots", this_boot=not name.startswith("pmem"))
+    if re.match(r"zd\d", name):
+        return _zvol(host, sys, device)
     return disks.resolve(host, sys, device) or _unknown(host, sys)
 
 
@@ -198,6 +200,15 @@ def _drbd_names(host: Host, device: Devno) -> Iterable[Tuple[str, str]]:
             there = host.lookup(f"{base}/{resource}/{volume}")
             if there and there.rdev == device and volume.isdecimal():
                 yield resource, volume
+
+
+def _zvol(host: Host, sys: str, device: Devno) -> Storage:
+    """
+    By its name on this host: no other host has it as long as its pool is imported here, whoever reaches the pool's devices.
+    """
+    under, notes = layers(host, zfs.under_zvol(host, device))
+    storage = local(host, sys, "a zvol")
+    return storage._replace(under=under, reasons=(*storage.reasons, *notes))
 
 
 def _nbd(host: Host, sys: str) -> Storage:

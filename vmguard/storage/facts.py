@@ -2,7 +2,7 @@
 """
 The one door through which facts of a host come in.
 
-Everything that `storage` knows of a host it asks through `Facts`: five questions, each answered or refused with an
+Everything that `storage` knows of a host it asks through `Facts`: six questions, each answered or refused with an
 OSError, and where its leases are. `LiveFacts` answers for this host, `recorded.RecordedFacts` for one that was written down.
 """
 
@@ -48,6 +48,9 @@ class Facts(Protocol):
 
     def ioctl(self, path: str, request: int, argument: bytes) -> bytes:
         """What a reading ioctl on a file, directory or block device makes of `argument`."""
+
+    def filesystem_id(self, path: str) -> int:
+        """The number that the filesystem of a path has given itself (statfs(2), f_fsid); 0 if it has none."""
 
     def lease_store(self) -> str:
         """Where vmguard keeps the leases of this host; "": nowhere, or that is not known. Never raises."""
@@ -112,6 +115,13 @@ class LiveFacts:
             answer = bytearray(argument)
             fcntl.ioctl(fd, request, answer)
             return bytes(answer)
+        finally:
+            os.close(fd)
+
+    def filesystem_id(self, path: str) -> int:
+        fd = _hold(path)
+        try:
+            return os.fstatvfs(fd).f_fsid
         finally:
             os.close(fd)
 

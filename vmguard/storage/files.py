@@ -11,7 +11,7 @@ import stat
 
 from vmguard._typing import NamedTuple, Optional, Tuple
 from vmguard.errors import Unresolvable
-from vmguard.storage import Storage, block, filesystems, hostuse, nfs, overlay
+from vmguard.storage import Storage, block, filesystems, hostuse, nfs, overlay, zfs
 from vmguard.storage.facts import Stat
 from vmguard.storage.host import DEPTH_LIMIT, Host, Mount, plain, within
 
@@ -106,6 +106,10 @@ def _filesystem(host: Host, real: str, mount: Mount, found: Stat) -> _Name:
         name = mount.source.rpartition(":/")[2].partition("/")[0]
         if name:
             return _Name(f"lustre-{plain(name)}", f"the Lustre filesystem {name}")
+    if mount.type == "zfs":
+        number = zfs.dataset(host, real)
+        if number:
+            return _Name(f"zfs-{number}", f"the ZFS dataset {number} ({mount.source})")
     if mount.type in NOT_STORAGE:
         return _host_only(host, mount, found, f"it is on {mount.type}, which keeps no data")
     if mount.type in ("9p", "virtiofs"):
@@ -181,6 +185,8 @@ def _beneath(host: Host, mount: Mount, found: Stat) -> Tuple[Tuple[Storage, ...]
         devices = [found.device]
     elif mount.type == "btrfs":
         devices = block.btrfs_members(host, mount)
+    elif mount.type == "zfs":
+        devices = zfs.devices(host, mount.source)
     else:
         return (), ()
     for option in mount.options:

@@ -51,6 +51,7 @@ class Host:
         self.devices: Dict[Devno, Storage] = {}  # resolved so far
         self.kept: Optional[Dict[Tuple[type, Location], Tuple[Storage, ...]]] = None  # by onelook.py alone
         self.loops: Optional[Dict[str, Behind]] = None  # loop devices in use, by their directories in sysfs
+        self.pools: Dict[str, List[Devno]] = {}  # of ZFS, by their names: the devices that they lie on
         self._texts: Dict[str, Optional[str]] = {}
         self._names: Dict[str, Tuple[str, ...]] = {}
         self._mounts: Optional[Tuple[Mount, ...]] = None
@@ -146,10 +147,17 @@ class Host:
 
     def mount_of(self, found: Stat, path: str) -> Mount:
         """The mount on which a file was found. Raises Unresolvable."""
-        for mount in self.mounts():
-            if mount.id == found.mount:
-                return mount
-        raise Unresolvable(path, "the kernel does not list the mount that it lies on")
+        mount = self._listed(found)
+        if mount is None:
+            # mounted on the way to it: by an automounter, or a snapshot of ZFS
+            self._mounts = None
+            mount = self._listed(found)
+        if mount is None:
+            raise Unresolvable(path, "the kernel does not list the mount that it lies on")
+        return mount
+
+    def _listed(self, found: Stat) -> Optional[Mount]:
+        return next((mount for mount in self.mounts() if mount.id == found.mount), None)
 
     def boot_id(self) -> str:
         """One string for this boot of this host. Raises Unresolvable."""

@@ -9,7 +9,7 @@ import stat
 
 from vmguard._light import re
 from vmguard._typing import List, Optional, Tuple
-from vmguard.storage import block, dm, loops, lvm
+from vmguard.storage import block, dm, loops, lvm, zfs
 from vmguard.storage.facts import Devno, Stat
 from vmguard.storage.host import DEPTH_LIMIT, Host, unescape
 
@@ -81,6 +81,9 @@ def _alone(host: Host, sys: str, device: Devno) -> Optional[str]:
             return f"a device of the mounted btrfs {uuid}"
     if host.target(sys + "/bcachefs"):  # a link that bch2_dev_sysfs_online makes; the mount has a number of its own
         return "a device of a mounted bcachefs"
+    pool = zfs.pool_of(host, device)
+    if pool:
+        return f"a device of the imported ZFS pool {pool}"
     for path, there in _swaps(host):
         if stat.S_ISBLK(there.mode) and there.rdev == device:
             return f"swap space of this host ({path})"

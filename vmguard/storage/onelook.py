@@ -45,3 +45,6 @@ class OneLook:
 
     def ioctl(self, path: str, request: int, argument: bytes) -> bytes:
         return self.facts.ioctl(path, request, argument)
+
+    def filesystem_id(self, path: str) -> int:
+        return self.facts.filesystem_id(path)

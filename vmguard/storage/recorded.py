@@ -2,7 +2,7 @@
 """
 A host that was written down, and the pen to write one with.
 
-A record is JSON with five tables, each keyed by absolute path, each value an answer or {"error": "ENOENT"}:
+A record is JSON with six tables, each keyed by absolute path, each value an answer or {"error": "ENOENT"}:
 
     files        text, or {"hex": "..."}, or {"hex": "...", "at": 65536} for a piece of something large
     links        where a symbolic link points
@@ -10,8 +10,10 @@ A record is JSON with five tables, each keyed by absolute path, each value an an
                  "size": 1}
     directories  names; directories that files, links and stat imply need not be listed
     ioctl        keyed "path 0xrequest": hex
+    filesystems  the number that a filesystem gives itself, in hex
 
-What the record does not have does not exist (ENOENT), and what no ioctl is recorded for has none (ENOTTY).
+What the record does not have does not exist (ENOENT), what no ioctl is recorded for has none (ENOTTY), and a filesystem
+whose number is not recorded has none (0).
 """
 
 import errno
@@ -31,7 +33,7 @@ _TYPES = {
     "fifo": stat.S_IFIFO,
     "socket": stat.S_IFSOCK,
 }
-_TABLES = ("files", "links", "stat", "directories", "ioctl")
+_TABLES = ("files", "links", "stat", "directories", "ioctl", "filesystems")
 _LINKS = 40  # symbolic links followed in one path, as Linux does
 
 
@@ -44,6 +46,7 @@ class RecordedFacts:
         self._stat: Dict[str, Any] = record.get("stat", {})
         self._directories: Dict[str, Any] = record.get("directories", {})
         self._ioctl: Dict[str, Any] = record.get("ioctl", {})
+        self._filesystems: Dict[str, Any] = record.get("filesystems", {})
         self._implied: Dict[str, Dict[str, None]] = {"/": {}}
         for table in (self._files, self._links, self._stat, self._directories):
             for path, value in table.items():
@@ -126,6 +129,12 @@ class RecordedFacts:
                 return answer + argument[len(answer) :]
         raise _error(errno.ENOTTY, path)
 
+    def filesystem_id(self, path: str) -> int:
+        for name in (path, self.realpath(path)):
+            if name in self._filesystems:
+                return int(_answer(self._filesystems[name], path), 16)
+        return 0
+
     def _imply(self, path: str) -> None:
         if path in self._directories:
             self._implied.setdefault(path, {})
@@ -140,6 +149,7 @@ class Recording:
 
     def __init__(self, facts: Facts) -> None:
         self._facts = facts
+        self.lease_store = facts.lease_store
         self.record: Dict[str, Dict[str, Any]] = {table: {} for table in _TABLES}
 
     def save(self, path: str) -> None:
@@ -208,6 +218,15 @@ class Recording:
             self._failed("ioctl", key, error)
             raise
         self.record["ioctl"][key] = found.rstrip(b"\0").hex() or "00"
+        return found
+
+    def filesystem_id(self, path: str) -> int:
+        try:
+            found = self._facts.filesystem_id(path)
+        except OSError as error:
+            self._failed("filesystems", path, error)
+            raise
+        self.record["filesystems"][path] = f"{found:x}"
         return found
 
     def _failed(self, table: str, key: str, error: OSError) -> None:
