@@ -176,9 +176,11 @@ def _unreadable(error: OSError) -> BadRequest:
 def new_lines(where: Place) -> Tuple[List[bytes], Place]:
     """The lines behind a place, over rotations; and the place behind them. Raises OSError."""
     found: List[bytes] = []
-    for lines, where in pieces(where):
+    places = [where]
+    for lines, place in pieces(where):
         found += lines
-    return found, where
+        places.append(place)
+    return found, places[-1]
 
 
 def pieces(where: Place) -> Iterator[Tuple[List[bytes], Place]]:

@@ -31,8 +31,8 @@ def folder(config: Config) -> Optional[str]:
 def publish() -> None:
     """Copy what is new. Raises OSError; hangs with the store."""
     config = load()
-    place = folder(config)
-    if place is None or config.store is None or not os.path.isdir(config.store):
+    trails = folder(config)
+    if trails is None or config.store is None or not os.path.isdir(config.store):
         return
     kept = os.path.join(paths.STATE, "published.json")
     where = (0, 0)
@@ -42,14 +42,14 @@ def publish() -> None:
         where = (int(found["inode"]), int(found["offset"]))
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    os.makedirs(place, mode=0o700, exist_ok=True)
-    for lines, where in pieces(where):  # all that a busy host keeps would not fit into the agent's memory
+    os.makedirs(trails, mode=0o700, exist_ok=True)
+    for lines, place in pieces(where):  # all that a busy host keeps would not fit into the agent's memory
         if not lines:
             continue
         # The place first: where that cannot be kept, on a full disk, the same lines would be copied again and again.
         with open(kept + ".tmp", "w", encoding="ascii") as file:
-            json.dump({"inode": where[0], "offset": where[1]}, file)
-        _append(os.path.join(place, f"{config.host_id}.jsonl"), b"".join(line + b"\n" for line in lines))
+            json.dump({"inode": place[0], "offset": place[1]}, file)
+        _append(os.path.join(trails, f"{config.host_id}.jsonl"), b"".join(line + b"\n" for line in lines))
         os.rename(kept + ".tmp", kept)
 
 
