@@ -47,7 +47,7 @@ from vmguard.holders import local
 from vmguard.host import Process
 from vmguard.instance import Instance, Want
 from vmguard.member import Here, Tolerance, check_ownership, check_store_reaches, here
-from vmguard.owning import chosen, hand_over, qemu_of
+from vmguard.owning import chosen, hand_over, qemu_of, watch_orphans
 from vmguard.report import TOLERATED, sentence
 from vmguard.storage.facts import LiveFacts
 from vmguard.surprise import look
@@ -338,6 +338,7 @@ def adopt(domain: Domain, libvirtd: Process, this: Here) -> None:
     except Error as error:
         needs = Needs((claim_on_itself(domain),))
         tolerance.object(error)
+    watch_orphans(this, qemu)
     held = admit(domain, needs, None, others, this, libvirtd, tolerance)
     look(hand_over(held, qemu, this), qemu, this)
     report_tolerated(domain, tolerance)

@@ -127,17 +127,27 @@ def hand_over(held: Instance, qemu: Process, this: Here) -> Instance:
     return running
 
 
+def watch_orphans(this: Here, qemu: Process) -> None:
+    """
+    Before leases are taken for a guest that runs already: where its QEMU cannot own them, their loss is to reset the host, if
+    there is a watchdog.
+    """
+    if client.daemon_facts().use_watchdog and not client.registered(qemu.pid):
+        client.used_by_orphans(this.store.lockspace, True)
+
+
 def unwatch_orphans(this: Here, was_hosts: bool = False) -> None:
     """
     When no guest depends on leases that its host has for it, their loss is no reason to reset the host. Under the host
-    lock. A drain mark is such a lease: what it stands for must not reach the medium when it is somebody else's.
+    lock. A drain mark is such a lease, held already or still the source's: what it stands for must not reach the medium when
+    it is somebody else's.
 
     was_hosts: whether there was such a guest until now; otherwise there is something to be done with a watchdog alone.
     """
     if (was_hosts or client.daemon_facts().use_watchdog) and not any(
         one.state in ("intent", "held")
         or (one.state == "running" and one.owner == "host")
-        or any(want.drain is not None for want in one.wants)
+        or any(want.drains or want.drain is not None for want in one.wants)
         for one in instance.load_all()
     ):
         client.used_by_orphans(this.store.lockspace, False)

@@ -302,6 +302,26 @@ def test_a_leftover_is_not_somebodys(directory: Pair, identity: str, tmp_path: P
     assert directory.one.run(work) == list(range(1, 11))
 
 
+def test_a_leftover_that_is_free_on_disk_first(directory: Pair, identity: str, tmp_path: Path) -> None:
+    """sanlock has freed it there, and is not done with it yet: that is a matter of a moment, and no refusal."""
+    disk = Claim(identity, Mode.EXCLUSIVE, "disk", "/disk", "", others_see_it=True, cached=True)
+
+    def work() -> List[object]:
+        this = _this(directory, tmp_path)
+        instance.forget(_begin(this, disk))
+        acquire, answers = client.Connection.acquire, [-117, -11]
+
+        def slow(self: client.Connection, lease: Lease, shared: bool, outlive: bool = True) -> int:
+            if lease.name.endswith(".d") and answers:
+                raise SanlockFailed("acquire", answers.pop(0), lease.path)
+            return acquire(self, lease, shared, outlive)
+
+        setattr(client.Connection, "acquire", slow)  # noqa: B010
+        return [want.drain for want in _begin(this, disk).wants]
+
+    assert directory.one.run(work) == [2]
+
+
 def test_a_disk_in_use_again_when_its_last_guest_is_written_out(directory: Pair, identity: str, tmp_path: Path) -> None:
     """On the same host, which may have it: its page cache is one."""
     disk = Claim(identity, Mode.EXCLUSIVE, "disk", str(tmp_path / "none"), "")

@@ -11,15 +11,16 @@ from uuid import uuid4
 import pytest
 from conftest import Pair
 
-from vmguard import host, instance, paths
+from vmguard import guard, host, instance, paths
 from vmguard.claims import Claim, Mode
 from vmguard.config import Config
-from vmguard.giving import give_back
+from vmguard.domain import Domain
+from vmguard.giving import end, give_back
 from vmguard.host import Process, Qemu
 from vmguard.instance import Instance, Want
-from vmguard.leases import client, lockspace, slots
+from vmguard.leases import client, lockspace, slots, status
 from vmguard.member import Here, Tolerance
-from vmguard.owning import hand_over, is_known, kept_by_source
+from vmguard.owning import hand_over, is_known, kept_by_source, unwatch_orphans
 from vmguard.taking import take, wants_of
 
 LEASES = 40
@@ -137,3 +138,48 @@ def test_whose_record_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not known(10, "u") and not known(11, "")
     records.append(records[0]._replace(qemu=None, state="held"))
     assert known(10, "u"), "one that has not met its QEMU yet"
+
+
+def test_a_guest_that_ran_before_is_watched(pair: Pair, tmp_path: Path) -> None:
+    """Its QEMU is unknown to sanlock, and nothing else would end it when its leases are lost with their storage."""
+
+    def work() -> List[bool]:
+        this = _here(pair, 1, tmp_path)
+        facts = client.daemon_facts()._replace(use_watchdog=True)
+        client.daemon_facts = lambda: facts
+        qemu = host.process(os.getppid())
+        assert qemu is not None
+        guard.chosen = lambda name, uuid: qemu
+        guard.look = lambda one, qemu, this: one
+        found = []
+        for ends in (False, True):
+            if ends:
+                (one,) = instance.load_all()
+                host.alive = lambda one: False
+                end(one, this)
+            else:
+                guard.adopt(Domain("web", str(uuid4()), ()), qemu, this)
+            found += [one.used_by_orphans for one in status.status().spaces if one.name == this.store.lockspace]
+        return found
+
+    assert pair.one.run(work) == [True, False]
+
+
+def test_a_guest_that_waits_for_its_drain_mark_is_watched(pair: Pair, identity: str, tmp_path: Path) -> None:
+    """It has migrated in, its source is still writing out, and what it writes itself is in the page cache of this host."""
+
+    def work() -> List[bool]:
+        this = _here(pair, 1, tmp_path)
+        client.used_by_orphans(this.store.lockspace, True)
+        me = host.process(os.getpid())
+        assert me is not None
+        found = []
+        for drains in (True, False):
+            want = Want(Claim(identity, Mode.EXCLUSIVE, "disk", "/d", ""), 1, drains=drains)
+            one = Instance("u.1", "u", "web", this.boot_id, me, "running", (want,), 0.0, 1, this.generation, owner="qemu")
+            instance.write(one)
+            unwatch_orphans(this, was_hosts=True)
+            found += [one.used_by_orphans for one in status.status().spaces if one.name == this.store.lockspace]
+        return found
+
+    assert pair.one.run(work) == [True, False]

@@ -625,7 +625,7 @@ def test_a_whole_store_from_a_backup_is_not_the_one_that_the_hosts_are_in(cluste
     for attempt in (lambda: Store.open(store.path), lambda: Store.create(store.path, 1)):
         with pytest.raises(StoreBroken, match="another file than it was"):
             host.run(attempt)
-    os.unlink(store.path + "/kept/inode")  # an administrator says that it is to be the store
+    shutil.rmtree(store.path + "/kept")  # an administrator says that it is to be the store
     Store.open(store.path)
 
 

@@ -25,10 +25,9 @@ from vmguard.errors import CannotTell, Error, InUse
 from vmguard.guard import admit
 from vmguard.host import Process, Qemu
 from vmguard.instance import Instance
-from vmguard.leases import client
 from vmguard.member import Here, Tolerance, here
 from vmguard.openfiles import Findings, Opened, Verdict, claims_of, compare, inspect, open_files
-from vmguard.owning import hand_over, is_known, qemu_of, record_of
+from vmguard.owning import hand_over, is_known, qemu_of, record_of, watch_orphans
 from vmguard.report import message
 from vmguard.storage.facts import LiveFacts
 from vmguard.surprise import claim_more
@@ -368,8 +367,7 @@ def _adopt(qemu: Qemu, config: Config, noticed: float) -> Seen:
         if qemu.uuid and (state.defined is not None or host.owner(qemu.process.pid) == 0):
             claims.setdefault(f"vm:{qemu.uuid}", claim_on_itself(domain))
         tolerance = Tolerance(RAN_BEFORE)
-        if client.daemon_facts().use_watchdog and not client.registered(qemu.process.pid):
-            client.used_by_orphans(this.store.lockspace, True)
+        watch_orphans(this, qemu.process)
         one = admit(domain, Needs(tuple(claims.values())), None, others, this, Process(0, 0), tolerance)
         # What could not be had is asked for again.
         one = one._replace(wants=tuple(want._replace(contested=want.missing) for want in one.wants))
