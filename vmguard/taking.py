@@ -285,15 +285,19 @@ def _mark_drain(
             if theirs.claim.identity == want.claim.identity and theirs.drain is not None:
                 return want._replace(drain=theirs.drain)  # this host's cache is one, whoever filled it
     mark = slots.drain(this.store.lease(want.claim.identity))
-    try:
-        return want._replace(drain=connection.acquire(mark, shared=False))
-    except SanlockFailed as error:
-        if error.code in ORPHAN_HERE and free_leftover(mark, want.claim, this, connection):
+    end_of_patience = time.monotonic() + PATIENCE
+    while True:
+        try:
             return want._replace(drain=connection.acquire(mark, shared=False))
-        if source is not None and error.code in OWNED | OWNER_SILENT | MOMENT:
-            return want
-        holders = try_anywhere(want.claim.identity, this.store, this.states, "drain")
-        raise _meaning(error.code, want.claim, mark, holders, this) from error
+        except SanlockFailed as error:
+            if error.code in ORPHAN_HERE and free_leftover(mark, want.claim, this, connection):
+                continue
+            if source is not None and error.code in OWNED | OWNER_SILENT | MOMENT:
+                return want
+            if error.code not in MOMENT or time.monotonic() > end_of_patience:
+                holders = try_anywhere(want.claim.identity, this.store, this.states, "drain")
+                raise _meaning(error.code, want.claim, mark, holders, this) from error
+        time.sleep(random.uniform(0.002, 0.02))
 
 
 # -- a guest that migrates in ------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from uuid import uuid4
 import pytest
 from conftest import Pair
 
-from vmguard import cli, errand, gc, giving, guard, host, instance, membership, openfiles, paths, surprise
+from vmguard import cli, errand, gc, giving, guard, host, instance, membership, openfiles, paths, surprise, taking
 from vmguard.audit import history
 from vmguard.claims import Claim, Mode, Needs
 from vmguard.config import Config
@@ -313,6 +313,27 @@ def test_a_leftover_is_not_somebodys(directory: Pair, identity: str, tmp_path: P
         return versions
 
     assert directory.one.run(work) == list(range(1, 11))
+
+
+def test_a_leftover_that_is_not_gone_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """sanlock gives a drain mark back in a while: that is no reason to refuse a start."""
+    answers = [-117, -11, -16, 7]
+
+    class Connection:
+        def acquire(self, _lease: object, shared: bool) -> int:
+            answer = answers.pop(0)
+            if answer < 0:
+                raise SanlockFailed("acquire", answer, "/d")
+            return answer
+
+    class Store:
+        def lease(self, _identity: str) -> Lease:
+            return Lease("l", "n", "/d", 0)
+
+    monkeypatch.setattr(taking, "free_leftover", lambda *_: True)
+    this = Here(Config(), Store(), 1, 1, {}, "boot")  # type: ignore[arg-type]
+    want = Want(Claim("i", Mode.EXCLUSIVE, "disk", "/d", "", cached=True), drains=True)
+    assert taking._mark_drain(want, [], None, this, Connection()).drain == 7  # type: ignore[arg-type]
 
 
 def test_a_disk_in_use_again_when_its_last_guest_is_written_out(directory: Pair, identity: str, tmp_path: Path) -> None:
