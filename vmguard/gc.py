@@ -54,6 +54,8 @@ def collect(
     is_off = ask_libvirt()
     with hostlock.held():
         found += _broken_records(dry_run)
+        if not all(one.mended for one in found):
+            return found  # beside one that stays nothing can be decided
         this = here(config)
         found += _damaged_store(this, repair and not dry_run)
         if not dry_run:

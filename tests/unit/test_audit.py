@@ -666,6 +666,18 @@ def test_what_changed_while_nobody_looked(seen: Watched) -> None:
     assert 590 < told[0]["to"] - told[0]["from"] < 620 and told[2]["size"] == 8192 * 512
 
 
+def test_an_agent_that_gets_no_inotify_says_so(seen: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There are so many for each user."""
+
+    def full(*_: Any) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(monitor, "Openers", full)
+    monkeypatch.setattr(events, "record", lambda *_, **__: None)
+    told = started_again(seen)
+    assert [one["event"] for one in told] == ["unseen", "watching"]
+
+
 def started_again(seen: Watched) -> List[Dict[str, Any]]:
     """What an agent tells that starts now."""
     told: List[Dict[str, Any]] = []

@@ -113,6 +113,19 @@ def _open(claim: Claim) -> openfiles.Opened:
     return openfiles.Opened(claim.path, "file", (0, 1), 5, (0, 0), writable=True, active=True, storage=())
 
 
+@pytest.mark.parametrize("runs", [True, False])
+def test_gc_says_what_a_record_that_stays_is_about(runs: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that it would only set aside, or that may not be: nothing else can be said beside it."""
+    monkeypatch.setattr(paths, "RUN", str(tmp_path))
+    monkeypatch.setattr(gc, "load", lambda: Config(store="/x", host_id=1))
+    qemu = host.Qemu(host.Process(1, 1), "u1", "web", False, ())
+    monkeypatch.setattr(host, "qemu_processes", lambda: (qemu,) if runs else ())
+    (tmp_path / "instances").mkdir()
+    (tmp_path / "instances" / "u1.1.json").write_text("half")
+    (found,) = gc.collect(dry_run=not runs)
+    assert not found.mended and ("its guest runs" in found.text) is runs
+
+
 def test_gc_lets_the_host_have_a_device_that_no_guest_has(directory: Pair, identity: str, tmp_path: Path) -> None:
     """The record of its guest could not be read, and was set aside; what udev reads was not."""
     claim = Claim(identity, Mode.EXCLUSIVE, "disk", "/d", "", device="253:9999")

@@ -12,7 +12,7 @@ import pytest
 
 from vmguard import host, paths
 from vmguard.cli import main, verify
-from vmguard.errors import SanlockFailed
+from vmguard.errors import BadRequest, SanlockFailed
 from vmguard.leases import status
 
 HEADER = struct.pack("=8I", 0x04282010, 1, 5, 0, 32, 0, 0, 0)
@@ -93,3 +93,14 @@ def test_what_a_process_calls_itself_goes_to_no_terminal(
     assert main(["verify"]) == 1
     out = capsys.readouterr().out
     assert out.encode("utf-8") and "\x1b" not in out and "warning: web " in out
+
+
+@pytest.mark.parametrize("name", ["web", "AAAAAAAA-2222-3333-4444-555555555555", "aaaaaaaa222233334444555555555555"])
+def test_verify_takes_a_uuid_however_it_is_written(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As virsh does, and as people copy it."""
+    uuids = ("aaaaaaaa-2222-3333-4444-555555555555", "")
+    found = tuple(host.Qemu(host.Process(1, 1), uuid, "web" if uuid else "other", False, ()) for uuid in uuids)
+    monkeypatch.setattr(host, "qemu_processes", lambda: found)
+    assert verify._chosen([name]) == [found[0]] and verify._chosen([]) == list(found)
+    with pytest.raises(BadRequest):
+        verify._chosen(["none"])

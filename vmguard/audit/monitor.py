@@ -73,8 +73,9 @@ class Monitor:
         try:
             self._openers = Openers(self._about, self._unseen, self._quiet)
             loop.add_reader(self._openers.fileno(), self._openers.happened)
-        except OSError:
+        except OSError as error:
             self._openers = None
+            self._unseen(f"who opens held volumes cannot be seen: inotify: {error.strerror}")
         self._listen_to_udev()
         self._listen_to_mounts()
         self._refresh()

@@ -7,6 +7,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 from vmguard import host, instance
 from vmguard.claims import Mode
 from vmguard.cli import _show
+from vmguard.domain import uuid_in
 from vmguard.errors import BadRequest, CannotTell
 from vmguard.host import Qemu
 from vmguard.instance import Instance
@@ -56,10 +57,11 @@ def run(options: argparse.Namespace) -> int:
 
 def _chosen(wanted: Sequence[str]) -> List[Qemu]:
     running = host.qemu_processes()
-    for name in wanted:
-        if not any(name in (qemu.name, qemu.uuid) for qemu in running):
+    uuids = {name: uuid_in(name) or name for name in wanted}
+    for name, uuid in uuids.items():
+        if not any(qemu.name == name or qemu.uuid == uuid for qemu in running):
             raise BadRequest(f"no guest {name!r} runs on this host", "virsh list shows those that do")
-    return [qemu for qemu in running if not wanted or qemu.name in wanted or qemu.uuid in wanted]
+    return [qemu for qemu in running if not wanted or qemu.name in uuids or qemu.uuid in uuids.values()]
 
 
 def _look(qemu: Qemu, record: Optional[Instance]) -> Look:
