@@ -562,6 +562,28 @@ def test_a_host_that_missed_a_conversion_goes_where_the_others_went(machine: Mac
     assert {path: machine.contents()[path] for path in before} == before
     prepare(store=str(last))
     assert (config.load().store, config.load().cluster) == (str(last), "cccc")
+    assert config.load().shared, "as the others said when they moved: to type it again nobody is told"
+
+
+def test_a_host_of_its_own_that_moves_is_asked_nothing(machine: Machine) -> None:
+    first, last = machine.root / "first", machine.root / "last"
+    prepare(store=made_at(first, "aaaa"), host_id=2)
+    first.joinpath("vmguard.json").unlink()
+    first.rmdir()
+    made_at(first, "aaaa", Elsewhere(made_at(last, "cccc"), "cccc"))
+    prepare(store=str(last))
+    assert not config.load().shared
+
+
+def test_another_store_while_the_one_before_cannot_be_looked_at(machine: Machine) -> None:
+    """It could not be left, and a new one would have been made by then."""
+    prepare()
+    Path(paths.STATE, "store", "vmguard.json").unlink()
+    before = machine.contents()
+    with pytest.raises(Misconfigured, match="cannot leave it") as caught:
+        prepare(store=str(machine.root / "other"))
+    assert "vmguard setup --remove" in caught.value.remedy
+    assert machine.contents() == before
 
 
 @pytest.mark.parametrize("wanted", [None, 7], ids=["auto", "chosen"])
