@@ -454,6 +454,15 @@ def test_second_host_of_a_cluster(machine: Machine) -> None:
         prepare(host_id=1)
 
 
+def test_a_store_that_others_have_entered_and_that_does_not_look_shared(machine: Machine) -> None:
+    """A filesystem that vmguard does not know for a shared one, or a cloned disk: that is for the administrator to say."""
+    path = str(machine.root / "shared")
+    FakeStore.create(path, 3).claim_host_id(1, host.HostKey("beef", "there"))
+    (remark,) = [one for one in steps.plan(steps.Wishes(store=path)).remarks if "against itself" in one]
+    assert "others have entered it (elsewhere)" in remark and "--shared yes" in remark
+    assert not any("against itself" in one for one in steps.plan(steps.Wishes(store=path, shared=True)).remarks)
+
+
 def test_another_store(machine: Machine) -> None:
     prepare()
     path = str(machine.root / "other")

@@ -214,10 +214,16 @@ class _Steps:
             self.plan.remarks.append(self.device.remark)
         if not wanted.shared and not wanted.single_host:
             self.plan.remarks.append(
-                f"The store is on {kind}: this host alone sees it. It guards this host against itself. Disks that other"
-                " hosts can reach too are refused; for a cluster, give --store a directory or volume that all hosts share, or"
-                " --single-host if there are no others."
+                f"The store is on {kind}: this host alone sees it, as far as vmguard knows{self._entered()}. It guards this host"
+                " against itself. Disks that other hosts can reach too are refused; for a cluster, give --store a directory or"
+                " volume that all hosts share (--shared yes if this is one), or --single-host if there are no others."
             )
+
+    def _entered(self) -> str:
+        """Who has entered the store besides this host, as a clause: it is theirs, or a copy of theirs."""
+        known = self.store.hosts_known() if self.store is not None else ()
+        names = ", ".join(one.host or "?" for one in known if one.machine != host.key().machine)
+        return f", though others have entered it ({names})" if names else ""
 
     def _make_store(self) -> None:
         if self.device:
