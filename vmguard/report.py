@@ -240,8 +240,8 @@ def _local_store(error: errors.LocalStore, domain: str, now: float) -> List[str]
         f"other hosts can see {error.claim.what}, but not the leases of this host.",
         f"{_place(error.claim.what, error.claim.path)}: {error.claim.why}",
         f"  store: {plain(error.store)}, which is local to this host",
-        "  do:    put the leases on storage that all hosts share (vmguard setup --store DIR on each), or say that no",
-        "         other host can reach this storage: vmguard setup --single-host",
+        "  do:    put the leases on storage that all hosts share (vmguard setup --store DIR on each), or say that they",
+        "         are: vmguard setup --shared yes, or that no other host can reach this storage: vmguard setup --single-host",
     ]
 
 

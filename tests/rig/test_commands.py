@@ -94,3 +94,16 @@ def test_a_guest_without_leases_is_named_where_its_host_is_no_member(node1: Host
     assert "sanlock cannot end them when those are lost: web." in shown, shown
     node1.destroy(one)
     eventually(lambda: not node1.leftovers(), "at rest")
+
+
+def test_what_is_not_claimed_has_a_remedy(node1: Host, images: Images) -> None:
+    """No agent runs, and no hook is called for a snapshot."""
+    one = guest("web", [images.raw("web.img")])
+    node1.start(one)
+    overlay = images.path("over")
+    node1.virsh("snapshot-create-as", one.uuid, "s1", "--disk-only", "--no-metadata", "--diskspec", f"vda,file={overlay}")
+    shown = node1.vmguard("verify", check=False).out
+    assert "NOT CLAIMED" in shown and "restart libvirt's daemon" in shown, shown
+    node1.restart_libvirtd()
+    eventually(lambda: not node1.vmguard("verify", check=False).status, "it is claimed")
+    node1.destroy(one)

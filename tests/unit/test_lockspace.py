@@ -11,7 +11,7 @@ from conftest import Pair, key
 from sanlock_hosts import Cluster, Host, wait_until
 
 from vmguard import host as this_host
-from vmguard.errors import BadRequest, HostIdTaken, LeaseDamaged, Misconfigured, NotJoined, SanlockDown
+from vmguard.errors import BadRequest, HostIdTaken, LeaseDamaged, Misconfigured, NotJoined, NotYet, SanlockDown
 from vmguard.leases import _library as lib
 from vmguard.leases import client, lockspace
 from vmguard.leases.store import Store
@@ -148,8 +148,9 @@ def test_leaving_is_seen(cluster: Cluster) -> None:
     leaver = threading.Thread(target=lambda: host.run(lambda: lockspace.leave(store, 1)))
     leaver.start()
     wait_until(lambda: state(host, store, 1) == "leaving")
-    with pytest.raises(NotJoined):
+    with pytest.raises(NotYet) as caught:
         join(host, store, 1)
+    assert "vmguard join" not in caught.value.remedy, "which this is"
     leaver.join()
     assert state(host, store, 1) == "out"
 

@@ -174,3 +174,7 @@ def test_two_names_are_spoken_of_where_there_are_two() -> None:
     same = report.sentence(errors.InUse(CLAIM, [HOLDER._replace(path=CLAIM.path)]), "web2", NOW)
     assert "both names" not in same and 'give "web2" a disk of its own' in same
     assert "both names" in report.sentence(errors.InUse(CLAIM, [HOLDER]), "web2", NOW)
+
+
+def test_a_store_that_is_shared_and_does_not_look_it_has_a_way_out() -> None:
+    assert "--shared yes" in report.sentence(errors.LocalStore(CLAIM, "/srv/store"), "web2", NOW)

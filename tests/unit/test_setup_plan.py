@@ -454,6 +454,15 @@ def test_second_host_of_a_cluster(machine: Machine) -> None:
         prepare(host_id=1)
 
 
+def test_a_store_that_others_have_entered_and_that_does_not_look_shared(machine: Machine) -> None:
+    """A filesystem that vmguard does not know for a shared one, or a cloned disk: that is for the administrator to say."""
+    path = str(machine.root / "shared")
+    FakeStore.create(path, 3).claim_host_id(1, host.HostKey("beef", "there"))
+    (remark,) = [one for one in steps.plan(steps.Wishes(store=path)).remarks if "against itself" in one]
+    assert "others have entered it (elsewhere)" in remark and "--shared yes" in remark
+    assert not any("against itself" in one for one in steps.plan(steps.Wishes(store=path, shared=True)).remarks)
+
+
 def test_another_store(machine: Machine) -> None:
     prepare()
     path = str(machine.root / "other")
@@ -562,6 +571,28 @@ def test_a_host_that_missed_a_conversion_goes_where_the_others_went(machine: Mac
     assert {path: machine.contents()[path] for path in before} == before
     prepare(store=str(last))
     assert (config.load().store, config.load().cluster) == (str(last), "cccc")
+    assert config.load().shared, "as the others said when they moved: to type it again nobody is told"
+
+
+def test_a_host_of_its_own_that_moves_is_asked_nothing(machine: Machine) -> None:
+    first, last = machine.root / "first", machine.root / "last"
+    prepare(store=made_at(first, "aaaa"), host_id=2)
+    first.joinpath("vmguard.json").unlink()
+    first.rmdir()
+    made_at(first, "aaaa", Elsewhere(made_at(last, "cccc"), "cccc"))
+    prepare(store=str(last))
+    assert not config.load().shared
+
+
+def test_another_store_while_the_one_before_cannot_be_looked_at(machine: Machine) -> None:
+    """It could not be left, and a new one would have been made by then."""
+    prepare()
+    Path(paths.STATE, "store", "vmguard.json").unlink()
+    before = machine.contents()
+    with pytest.raises(Misconfigured, match="cannot leave it") as caught:
+        prepare(store=str(machine.root / "other"))
+    assert "vmguard setup --remove" in caught.value.remedy
+    assert machine.contents() == before
 
 
 @pytest.mark.parametrize("wanted", [None, 7], ids=["auto", "chosen"])

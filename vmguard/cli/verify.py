@@ -112,6 +112,8 @@ def _print(looks: Sequence[Look]) -> None:
         print("all that is open is claimed")
     elif wrong:
         print(f"not claimed as it is used: {len(wrong)} of {sum(len(look.findings.objects) for look in looks)} objects")
+        if any(finding.verdict is not Verdict.LEASELESS for finding in wrong):
+            print("do:  vmguardd claims it; without vmguardd, restart libvirt's daemon (guests run on)")
 
 
 def _plain(look: Look) -> Dict[str, Any]:

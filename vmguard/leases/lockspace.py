@@ -13,7 +13,7 @@ import time
 
 from vmguard import host
 from vmguard._typing import NamedTuple, Optional, Tuple
-from vmguard.errors import BadRequest, HostIdTaken, LeaseDamaged, Misconfigured, NotJoined
+from vmguard.errors import BadRequest, HostIdTaken, LeaseDamaged, Misconfigured, NotJoined, NotYet
 from vmguard.leases import HostState, _files, client, slots, status
 from vmguard.leases import _library as lib
 from vmguard.leases.status import Space
@@ -180,13 +180,13 @@ def join(store: Store, host_id: int, key: host.HostKey) -> None:
     that no guest of this host still runs on leases of an earlier membership, and gives it a deadline.
 
     Raises HostIdTaken (another machine claimed the id, or a living host renews it), BadRequest (nobody claimed it),
-    Misconfigured, StoreBroken, LeaseDamaged (the lockspace is not the cluster's), NotJoined (sanlock is just
-    leaving), SanlockDown, SanlockFailed.
+    Misconfigured, StoreBroken, LeaseDamaged (the lockspace is not the cluster's), NotYet (sanlock is just leaving),
+    SanlockDown, SanlockFailed.
     """
     boot = host.boot_id()
     now = state(store, host_id)
     if now == "leaving":
-        raise NotJoined(store.lockspace, joining=False)
+        raise NotYet("sanlock is just ending an earlier membership of this host", "run this again in a moment")
     if now == "out":
         client.check_lockspace(store.lockspace, store.lockspace_path, store.lockspace_offset, store.sector)
         if not store.joined_before(host_id, key, boot):

@@ -16,6 +16,7 @@ from vmguard.errors import BadRequest, CannotTell, Misconfigured, SanlockDown
 from vmguard.leases import lockspace, status
 from vmguard.leases._cluster import Elsewhere
 from vmguard.leases.store import Store, exists, is_device
+from vmguard.report import brief
 from vmguard.setup import adoption, daemons, libvirtside, others, place, record
 from vmguard.setup.libvirtconf import sanlock_add, sanlock_get
 from vmguard.setup.plan import Change, Plan, contents, replace
@@ -116,7 +117,8 @@ class _Steps:
         wishes, now = self.wishes, self.now
         shared = wishes.shared
         if shared is None:
-            shared = now.shared if self.same_store else self._others_see_it()
+            # What does not show of a store, and was said, is true of the one that took its place: other hosts went there.
+            shared = now.shared if self.same_store else self._others_see_it() or (now.shared and self._follows())
         accept = wishes.accept_no_watchdog
         watchdog = now.without_watchdog
         if accept is not None:
@@ -212,10 +214,16 @@ class _Steps:
             self.plan.remarks.append(self.device.remark)
         if not wanted.shared and not wanted.single_host:
             self.plan.remarks.append(
-                f"The store is on {kind}: this host alone sees it. It guards this host against itself. Disks that other"
-                " hosts can reach too are refused; for a cluster, give --store a directory or volume that all hosts share, or"
-                " --single-host if there are no others."
+                f"The store is on {kind}: this host alone sees it, as far as vmguard knows{self._entered()}. It guards this host"
+                " against itself. Disks that other hosts can reach too are refused; for a cluster, give --store a directory or"
+                " volume that all hosts share (--shared yes if this is one), or --single-host if there are no others."
             )
+
+    def _entered(self) -> str:
+        """Who has entered the store besides this host, as a clause: it is theirs, or a copy of theirs."""
+        known = self.store.hosts_known() if self.store is not None else ()
+        names = ", ".join(one.host or "?" for one in known if one.machine != host.key().machine)
+        return f", though others have entered it ({names})" if names else ""
 
     def _make_store(self) -> None:
         if self.device:
@@ -263,8 +271,12 @@ class _Steps:
         try:
             old = Store.look(self.now.store)
             others = [one for one in old.hosts_known() if one.machine != host.key().machine]
-        except CannotTell:
-            return  # it is lost
+        except CannotTell as error:
+            raise Misconfigured(
+                self.now.store,
+                f"this host belongs to it, and cannot leave it: {brief(error)}",
+                "mount or mend it; if it is lost for good: `vmguard setup --remove` on every host first",
+            ) from error
         if self.now.cluster not in (None, old.cluster):
             return
         moved = self._where_it_moved(old.facts.moved)
@@ -279,6 +291,14 @@ class _Steps:
                 f"this host belongs to the store {self.now.store}, as do others: {names}",
                 f"to move all of them: `vmguard store convert {self.path}`; {out}",
             )
+
+    def _follows(self) -> bool:
+        """Whether the store that is wanted is the one to which that of this host was moved."""
+        try:
+            moved = Store.look(self.now.store).facts.moved if self.now.store is not None else None
+        except CannotTell:
+            return False
+        return moved is not None and self.store is not None and self._where_it_moved(moved) is None
 
     def _where_it_moved(self, moved: Optional[Elsewhere]) -> Optional[Elsewhere]:
         """The store in which the cluster is now, as far as that can be followed; None: it is in the one that is wanted."""
