@@ -118,7 +118,7 @@ def test_gc_says_what_a_record_that_stays_is_about(runs: bool, tmp_path: Path, m
     """One that it would only set aside, or that may not be: nothing else can be said beside it."""
     monkeypatch.setattr(paths, "RUN", str(tmp_path))
     monkeypatch.setattr(gc, "load", lambda: Config(store="/x", host_id=1))
-    qemu = host.Qemu(host.Process(1, 1), "u1", "web", False, ())
+    qemu = host.Qemu(host.Process(1, 1), "u1", "web", False)
     monkeypatch.setattr(host, "qemu_processes", lambda: (qemu,) if runs else ())
     (tmp_path / "instances").mkdir()
     (tmp_path / "instances" / "u1.1.json").write_text("half")

@@ -99,7 +99,7 @@ def test_what_a_process_calls_itself_goes_to_no_terminal(
 def test_verify_takes_a_uuid_however_it_is_written(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As virsh does, and as people copy it."""
     uuids = ("aaaaaaaa-2222-3333-4444-555555555555", "")
-    found = tuple(host.Qemu(host.Process(1, 1), uuid, "web" if uuid else "other", False, ()) for uuid in uuids)
+    found = tuple(host.Qemu(host.Process(1, 1), uuid, "web" if uuid else "other", False) for uuid in uuids)
     monkeypatch.setattr(host, "qemu_processes", lambda: found)
     assert verify._chosen([name]) == [found[0]] and verify._chosen([]) == list(found)
     with pytest.raises(BadRequest):

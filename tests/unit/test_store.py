@@ -15,7 +15,7 @@ import pytest
 from conftest import Pair, joined, key
 from sanlock_hosts import Cluster, Host, wait_until
 
-from vmguard import gc, paths, report, taking, writers
+from vmguard import events, gc, paths, report, taking, writers
 from vmguard.claims import Claim, Mode
 from vmguard.errors import (
     BadRequest,
@@ -206,6 +206,17 @@ def told(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[], List[st
         return [line["text"] for line in lines if line["event"] == "put-back"]
 
     return texts
+
+
+def test_what_is_made_was_not_removed(cluster: Cluster, told: Callable[[], List[str]]) -> None:
+    """Nor was what another host is just making, and has given one of its two names."""
+    host = cluster.host("a")
+    store = created(cluster, host)
+    lease = host.run(lambda: store.ensure("x"))
+    os.unlink(lease.path)
+    assert store.has("x") and os.path.exists(lease.path)
+    events.record("watching", "")
+    assert told() == []
 
 
 def test_a_lockspace_that_was_removed_is_put_back(cluster: Cluster, told: Callable[[], List[str]]) -> None:

@@ -165,7 +165,7 @@ class DirectoryStore(Store):
     def _found(root: int, lease: Lease, about: str) -> Optional[os.stat_result]:
         """The file of a lease; None where there is none. Raises LeaseDamaged for one that was replaced, OSError."""
         try:
-            return _twice.found(root, f"leases/{lease.name}")
+            return _twice.found(root, f"leases/{lease.name}", lambda: slots.never_held(lease))
         except _twice.Replaced:
             raise LeaseDamaged(lease.path, about, -errno.ESTALE) from None
 

@@ -11,7 +11,7 @@ the inode of its lockspace.
 import os
 
 from vmguard import events
-from vmguard._typing import NamedTuple, Optional
+from vmguard._typing import Callable, NamedTuple, Optional
 
 FOLDER = "kept"
 _INODE = f"{FOLDER}/inode"
@@ -49,9 +49,10 @@ def _stat(store: int, path: str) -> Optional[os.stat_result]:
         return None
 
 
-def found(store: int, path: str) -> Optional[os.stat_result]:
+def found(store: int, path: str, is_new: Callable[[], bool] = lambda: False) -> Optional[os.stat_result]:
     """
-    The file; None where there is none. If it has lost one of its names it gets it back, and that is told.
+    The file; None where there is none. If it has lost one of its names it gets it back, and that is told, unless it is just
+    being made and has not had it yet.
 
     Raises Replaced, OSError.
     """
@@ -60,8 +61,9 @@ def found(store: int, path: str) -> Optional[os.stat_result]:
         raise Replaced(path)
     if both.used is None and both.kept is not None:
         _link(store, second(path), path)
-        text = f"somebody removed {path} from the store of leases: it was put back, as it was"
-        events.record("put-back", f"{text}. See who removes files there", path=path)
+        if not is_new():
+            text = f"somebody removed {path} from the store of leases: it was put back, as it was"
+            events.record("put-back", f"{text}. See who removes files there", path=path)
     elif both.used is not None and both.kept is None:
         keep(store, path)
     return both.used or both.kept

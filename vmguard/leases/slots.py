@@ -84,6 +84,15 @@ def surely_free(lease: Lease) -> bool:
     return found == (lease.lockspace, lease.name, 0)  # LEASE_FREE
 
 
+def never_held(lease: Lease) -> bool:
+    """Whether this slot is as it was made: free, at version 0. False where that cannot be read."""
+    try:
+        block = read(lease.path, lease.offset)
+    except OSError:
+        return False
+    return record(block) == (lease.lockspace, lease.name, 0) and not RECORD.unpack_from(block)[8]
+
+
 def owner(lease: Lease) -> Optional[Tuple[int, int, int]]:
     """
     Host id, generation and version by which this slot is held exclusively, by one read of its record. None where it is free,
