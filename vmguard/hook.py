@@ -74,7 +74,7 @@ def answer(operation: str, name: str, xml: bytes, libvirtd: int) -> deadline.Out
         took = round(time.clock_gettime(time.CLOCK_BOOTTIME) - host.began(), 3)
         events.record(event, text, domain=name, operation=operation, error=type(error).__name__, took=took)
         if operation in LATER and not status:
-            guard.leave_to_errand(name)
+            guard.leave_to_errand(name, operation == "started")
         return status, text
 
 
@@ -91,7 +91,7 @@ def outcome_of(operation: str, name: str, xml: bytes, libvirtd: int) -> deadline
         text = sentence(error, name) if status else of_running(error, name)
         events.record("refused" if status else "late", text, domain=name, operation=operation, reason=error.tolerated)
         if operation in LATER:
-            guard.leave_to_errand(name)
+            guard.leave_to_errand(name, operation == "started")
         return status, text
     except deadline.Bug as bug:
         events.record("bug", str(bug), domain=name, operation=operation)
