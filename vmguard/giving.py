@@ -108,6 +108,8 @@ def end(one: Instance, this: Here, by_errand: bool = True) -> Optional[Instance]
 
         marks.drop(one.wants, others)
     one = over(one)
+    if wrote and one.coming and one.qemu is None and instance.has_begun(one):
+        _say_it_has_run(one, this)
     with client.Connection() as connection:
         for want in one.wants:
             if want in drains and want.drain is None:
@@ -129,13 +131,26 @@ def end(one: Instance, this: Here, by_errand: bool = True) -> Optional[Instance]
     return None
 
 
+def _say_it_has_run(one: Instance, this: Here) -> None:
+    """
+    A guest that came here is the last writer from `started` on. That came to nothing, and libvirt let it go on: what its notes
+    say is what was before it came, and the state that it was restored from would wake up a second time.
+    """
+    ran = one._replace(state="running")
+    for want in one.wants:
+        if want.missing or want.lver is None or want.claim.mode is not Mode.EXCLUSIVE:
+            continue
+        if slots.owner(this.store.lease(want.claim.identity)) == (this.host_id, this.generation, want.lver):
+            write_note(want, ran, this, "lease", want.lver, writer_of(want, ran))
+
+
 def _give_back_or_note(want: Want, one: Instance, this: Here, connection: client.Connection) -> None:
     """A lease that nobody can read any more must not keep the others: the daemon has let go of it, all the same."""
     claim = want.claim
-    if not this.store.has(claim.identity):
-        return  # whoever wrote the intent died before there was a lease to take
-    lease = this.store.lease(claim.identity)
     try:
+        if not this.store.has(claim.identity):
+            return  # whoever wrote the intent died before there was a lease to take
+        lease = this.store.lease(claim.identity)
         # Of an intent it is not known what it took: as a guest that migrates in, the ticket perhaps.
         if want.ticket is not None or (one.state == "intent" and one.coming == "migrate"):
             give_back(slots.ticket(lease), False, claim, this, connection)
@@ -148,6 +163,7 @@ def _give_back_or_note(want: Want, one: Instance, this: Here, connection: client
                 give_back(slots.drain(lease), False, claim, this, connection)
         give_back(lease, claim.mode is Mode.SHARED, claim, this, connection)
     except LeaseDamaged as error:
+        connection.give_back(this.store.lease(claim.identity))
         events.record("damaged", message(error), identity=claim.identity)
     except LeaseNewer:
         pass  # this sanlock cannot have taken it

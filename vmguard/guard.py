@@ -254,11 +254,16 @@ def started(xml: bytes, libvirtd: Process) -> None:
     events.record("unguarded", text, domain=name, uuid=uuid)
 
 
-def leave_to_errand(name: str) -> None:
-    """`started` or `release` of a domain came to nothing: let an errand do what can be done later. Never fails."""
+def leave_to_errand(name: str, runs: bool) -> None:
+    """
+    `started` (runs: the guest goes on) or `release` of a domain came to nothing: let an errand do what can be done later. Never
+    fails.
+    """
     try:
         for one in instance.load_all():
             if one.name == name and one.state != "intent":
+                if runs and one.coming and one.state == "held":
+                    instance.mark_begun(one)
                 errand.see_to(one)
     except Error:
         pass  # the next sweep meets the same

@@ -84,7 +84,7 @@ def answer(operation: str, name: str, xml: bytes, libvirtd: int) -> deadline.Out
         data = {"operation": operation, "error": type(error).__name__, "took": took, **about(error)}
         events.record(event, text, **_whose(name, xml), **data)
         if operation in LATER and not status:
-            guard.leave_to_errand(name)
+            guard.leave_to_errand(name, operation == "started")
         return status, text
 
 
@@ -102,7 +102,7 @@ def outcome_of(operation: str, name: str, xml: bytes, libvirtd: int) -> deadline
         whose = _whose(name, xml)
         events.record("refused" if status else "late", text, **whose, operation=operation, reason=error.tolerated)
         if operation in LATER:
-            guard.leave_to_errand(name)
+            guard.leave_to_errand(name, operation == "started")
         return status, text
     except deadline.Bug as bug:
         events.record("bug", str(bug), **_whose(name, xml), operation=operation)

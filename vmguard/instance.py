@@ -185,7 +185,7 @@ def write(instance: Instance) -> None:
 
 def forget(instance: Instance) -> None:
     """Remove the record. What it wanted must have been given back."""
-    for path in (_path(instance.id), late_marker(instance)):
+    for path in (_path(instance.id), late_marker(instance), _begun_marker(instance)):
         try:
             os.unlink(path)
         except FileNotFoundError:
@@ -252,3 +252,24 @@ def unmark_late(instance: Instance) -> None:
         os.unlink(late_marker(instance))
     except OSError:
         pass  # costs one needless look at the next `start`, nothing else
+
+
+# -- a guest that came here, and runs though its `started` came to nothing ---------------------------------------------
+
+
+def _begun_marker(instance: Instance) -> str:
+    return os.path.join(paths.RUN, "begun", instance.id)
+
+
+def mark_begun(instance: Instance) -> None:
+    """Remember that libvirt lets its guest run. No part of the record, which is for who has the host lock. Never fails."""
+    path = _begun_marker(instance)
+    try:
+        os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+        os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
+    except OSError:
+        pass  # an errand may come in time to write it into the notes
+
+
+def has_begun(instance: Instance) -> bool:
+    return os.path.exists(_begun_marker(instance))

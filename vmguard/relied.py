@@ -12,11 +12,12 @@ from vmguard import deadline, hostlock, instance
 from vmguard._typing import Iterator, List, NamedTuple, Set, Tuple
 from vmguard.claims import Mode
 from vmguard.config import Config
-from vmguard.errors import Error, LeaseDamaged, LeaseNewer
+from vmguard.errors import Error, LeaseDamaged, LeaseNewer, StoreBroken
 from vmguard.instance import Want
 from vmguard.leases import Lease, client, slots
 from vmguard.member import Here, here
 from vmguard.owning import qemu_of
+from vmguard.report import message
 from vmguard.text import plain
 
 # From QEMU's last descriptor to its end pass milliseconds: sanlock has freed its leases then. Seconds.
@@ -101,9 +102,12 @@ def _named(owner: Tuple[int, int], this: Here) -> str:
 
 
 def tell(config: Config) -> None:
-    """For a child of vmguardd: each of them a message."""
+    """For a child of vmguardd: each of them a message, with the text and the data of an event."""
     try:
         for one in vanished(config):
-            deadline.tell(one._asdict())
+            data = {"domain": one.domain, "uuid": one.uuid, "path": one.path, "identity": one.identity}
+            deadline.tell({"text": f"{one.text}. {REMEDY}", "data": data})
+    except StoreBroken as error:
+        deadline.tell({"text": message(error), "data": {"path": error.path}})
     except Error:
-        pass  # a host that is no member, or whose store is away, is told elsewhere
+        pass  # a host that is no member is told elsewhere

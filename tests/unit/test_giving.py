@@ -2,6 +2,7 @@
 """Giving back, and what others may count upon meanwhile."""
 
 import os
+import shutil
 from pathlib import Path
 from typing import Dict, List, Sequence
 from uuid import uuid4
@@ -313,6 +314,22 @@ def test_a_leftover_is_not_somebodys(directory: Pair, identity: str, tmp_path: P
         return versions
 
     assert directory.one.run(work) == list(range(1, 11))
+
+
+def test_a_lease_whose_file_was_replaced_keeps_no_others(directory: Pair, identity: str, tmp_path: Path) -> None:
+    """As one that is damaged: its guest has ended, and nobody can read what it had."""
+    claims = [Claim(f"{identity}/{name}", Mode.SHARED, "disk", f"/{name}", "") for name in ("a", "b")]
+
+    def work() -> List[object]:
+        this = _this(directory, tmp_path)
+        one = _begin(this, *claims)
+        path = this.store.lease(claims[0].identity).path
+        shutil.copy(path, tmp_path / "copy")
+        shutil.move(tmp_path / "copy", path)
+        giving.end(one, this)
+        return [instance.load_all(), *(_orphans(this, claim.identity) for claim in claims)]
+
+    assert directory.one.run(work) == [[], [], []]
 
 
 def test_a_leftover_that_is_free_on_disk_first(directory: Pair, identity: str, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from vmguard.agent import standing
 from vmguard.claims import Claim, Mode
 from vmguard.config import Config
 from vmguard.doctor.look import Look
+from vmguard.errors import NotJoined, StoreBroken
 from vmguard.leases import Lease, client
 from vmguard.owning import hand_over
 
@@ -95,16 +96,24 @@ def test_somebody_else_has_it(pair: Pair, identity: str, tmp_path: Path) -> None
 
 def test_the_agent_tells_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
     said: List[Any] = []
-    one = relied.Vanished("web", "u-u", "/d", "file:x", "the lease of /d is not on the disk")
-    rounds: List[List[relied.Vanished]] = [[one], [one], [], [one]]
+    vanished = relied.Vanished("web", "u-u", "/d", "file:x", "the lease of /d is not on the disk")
+    rounds: List[Any] = [[vanished], [vanished], StoreBroken("/s", "it is missing"), NotJoined("l", False), [vanished]]
     monkeypatch.setattr(standing, "_RELIED_EVERY", 0.0)
 
     async def child(work: Callable[[], None], seconds: float, heard: Callable[[Any], None]) -> Any:
         if not rounds:
             raise asyncio.CancelledError
-        for found in rounds.pop(0):
-            heard(found._asdict())
+        monkeypatch.setattr(relied.deadline, "tell", heard)
+        work()
         return standing.work.Ended(True)
+
+    def found(_: Config) -> List[relied.Vanished]:
+        this = rounds.pop(0)
+        if isinstance(this, Exception):
+            raise this
+        return list(this)
+
+    monkeypatch.setattr(relied, "vanished", found)
 
     monkeypatch.setattr(standing.work, "child", child)
     made = standing.Standing(
@@ -112,6 +121,6 @@ def test_the_agent_tells_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     with pytest.raises(asyncio.CancelledError):
         asyncio.run(made.rely())
-    assert [(event, path) for event, _, path in said] == [("alarm", "/d")] * 2
-    assert said[0][1].endswith(relied.REMEDY)
+    assert [(event, path) for event, _, path in said] == [("alarm", "/d"), ("alarm", "/s"), ("alarm", "/d")]
+    assert said[0][1].endswith(relied.REMEDY) and "it is missing" in said[1][1]
 

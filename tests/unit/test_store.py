@@ -722,12 +722,18 @@ def test_a_lease_that_lost_a_name_is_found_and_named_again(
         assert directory.store.unnamed() == ()
 
 
-def test_a_store_from_before_there_were_second_names(cluster: Cluster) -> None:
+def test_a_store_from_before_there_were_second_names(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     host = cluster.host("a")
     store = created(cluster, host)
     host.run(lambda: store.ensure("x"))
     shutil.rmtree(store.path + "/kept")
+    os.chown(store.path + "/leases", -1, 4711)  # the group of sanlock's user
+    monkeypatch.setattr(paths, "LOG", cluster.base)
+    before = os.umask(0o077)
     lease = host.run(lambda: Store.open(store.path).ensure("x"))
+    os.umask(before)
+    found = os.stat(store.path + "/kept")
+    assert (found.st_gid, found.st_mode & 0o777) == (4711, 0o750), "sanlock makes leases in it"
     assert os.path.samefile(lease.path, f"{store.path}/kept/{lease.name}")
     assert os.path.samefile(store.path + "/lockspace", store.path + "/kept/lockspace")
     host.run(lambda: Store.open(store.path).ensure("y"))

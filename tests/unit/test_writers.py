@@ -3,6 +3,7 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any, List, Optional
 
@@ -11,9 +12,10 @@ from conftest import Pair
 from test_giving import _begin, _this
 
 from vmguard import giving, guard, host, instance, surprise, taking, writers
-from vmguard.claims import GUESTS_SHARE_IT, Claim, Mode, Needs
+from vmguard.arrivals import Arrival, Image
+from vmguard.claims import GUESTS_SHARE_IT, Claim, Mode, Needs, claim_on_itself
 from vmguard.domain import Domain
-from vmguard.errors import Error, InUse
+from vmguard.errors import Error, InUse, StateStale
 from vmguard.instance import Want
 from vmguard.leases import Writer, client, slots
 from vmguard.member import Here, Tolerance
@@ -111,6 +113,35 @@ def test_a_start_that_was_killed_has_written_nothing(directory: Pair, identity: 
         return not giving.sweep(this) and last(this, identity) is not None
 
     assert directory.one.run(swept)
+
+
+@pytest.mark.parametrize("begun", [True, False], ids=["ran", "did-not-run"])
+def test_a_state_whose_guest_ran_without_its_started(directory: Pair, identity: str, tmp_path: Path, begun: bool) -> None:
+    """The hook was late, libvirt let the guest go on, and it ended before an errand came: the state is used up all the same."""
+
+    def work() -> bool:
+        this = _this(directory, tmp_path)
+        uuid = saved(this, identity)
+        domain, me = Domain("web", uuid, ()), host.process(os.getpid())
+        assert me is not None
+        disk = Claim(identity, Mode.EXCLUSIVE, "disk vda", "/d", OURS, written=True)
+        needs = Needs((claim_on_itself(domain), disk))
+        arrival = Arrival("restore", Image("mark", time.time()))
+        for _ in range(2):
+            one = guard.admit(domain, needs, arrival, giving.sweep(this), this, me, Tolerance())
+            guard.errand.see_to = lambda one: None
+            if begun:
+                guard.leave_to_errand("web", True)
+            giving.end(giving.over(one), this)
+            assert not os.listdir(tmp_path / "begun") if begun else not (tmp_path / "begun").exists()
+        return True
+
+    if begun:
+        with pytest.raises(StateStale) as caught:
+            directory.one.run(work)
+        assert caught.value.how in ("since", "again")
+    else:
+        assert directory.one.run(work)
 
 
 def test_a_drain_mark_of_an_earlier_membership_is_none(directory: Pair, identity: str, tmp_path: Path) -> None:

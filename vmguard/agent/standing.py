@@ -89,7 +89,7 @@ class Standing:
             told = text
 
     async def rely(self) -> None:
-        """Leases that have vanished under their guests: told once, and again when there are others."""
+        """Leases that have vanished under their guests, and a store that cannot be used: told once, and again when it changes."""
         told: Set[str] = set()
         while True:
             await asyncio.sleep(_RELIED_EVERY)
@@ -100,8 +100,7 @@ class Standing:
             ended = await work.child(partial(relied.tell, config), config.deadline, found.append)
             for one in found:
                 if one["text"] not in told:
-                    data = {name: one[name] for name in ("domain", "uuid", "path", "identity")}
-                    self._say("alarm", f"{one['text']}. {relied.REMEDY}", **data)
+                    self._say("alarm", one["text"], **one["data"])
             if ended.whole:
                 told = {one["text"] for one in found}
 

@@ -97,9 +97,13 @@ def folder(store: int) -> None:
     """The folder of the second names, made if it is not there. Raises OSError."""
     try:
         os.mkdir(FOLDER, 0o750, dir_fd=store)
-        os.chown(FOLDER, os.geteuid(), os.fstat(store).st_gid, dir_fd=store)
     except FileExistsError:
         pass
+    # New leases are formatted in it by sanlock, which is not root as a rule; and a hook has the umask of libvirt.
+    group, found = os.stat("leases", dir_fd=store).st_gid, os.stat(FOLDER, dir_fd=store)
+    if (found.st_gid, found.st_mode & 0o777) != (group, 0o750):
+        os.chown(FOLDER, -1, group, dir_fd=store)
+        os.chmod(FOLDER, 0o750, dir_fd=store)
 
 
 def _link(store: int, path: str, new: str) -> None:
