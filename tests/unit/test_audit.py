@@ -684,6 +684,20 @@ def started_again(seen: Watched) -> List[Dict[str, Any]]:
     return told
 
 
+@pytest.mark.parametrize(
+    "kept", ["[]", '{"dev', '{"devices": {}, "mounted": [], "over": [["a"]]}', '{"devices": [], "mounted": [], "over": []}',
+             '{"devices": {"253:4": {"there": true}}, "mounted": [], "over": []}', '{"devices": {}, "mounted": 1, "over": []}'],
+)  # fmt: skip
+def test_what_an_agent_of_another_version_remembered(kept: str, seen: Watched) -> None:
+    """It must not keep this one from starting, again and again."""
+    path = Path(paths.RUN) / "watching.json"
+    path.write_text(kept)
+    for one in instance.load_all():
+        instance.write(one._replace(since=time.time() - 3600))
+    assert [one["event"] for one in started_again(seen)] == ["unseen", "watching"]
+    assert json.loads(path.read_text())["devices"]["253:4"]["size"] == 2048 * 512
+
+
 def test_a_clock_that_was_set_back_while_nobody_looked(seen: Watched) -> None:
     path = Path(paths.RUN) / "watching.json"
     os.utime(path, (time.time() + 3600, time.time() + 3600))
