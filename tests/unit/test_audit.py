@@ -751,13 +751,14 @@ def test_what_vanishes_while_others_are_forgotten(tmp_path: Path, monkeypatch: p
 
 
 def test_what_is_held_is_disks_of_all_kinds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shared or alone; a pool's volume by its device, as the definition has no path of it."""
+    """Shared or alone; a pool's volume by its device, as the definition has no path of it. No log, which virtlogd writes."""
     monkeypatch.setattr(paths, "RUN", str(tmp_path))
     made = [
         Claim("a", Mode.SHARED, "disk hda", "/srv/tools.iso", "the guest reads it"),
         Claim("b", Mode.EXCLUSIVE, "disk vdb", "volume x of pool y", "the guest may write it", device="253:7"),
         Claim("c", Mode.EXCLUSIVE, "disk vdc", "volume z of pool y", "the guest may write it"),
         Claim("vm:u", Mode.EXCLUSIVE, "the domain itself", "web", "one uuid runs once"),
+        Claim("d", Mode.EXCLUSIVE, "serial 0, log", "/var/log/web.log", "the guest may write it"),
     ]
     for name in ("web", "db"):
         instance.write(Instance(name, "u", name, "", Process(1, 1), "running", tuple(map(Want, made)), 0))
@@ -911,15 +912,6 @@ def test_who_had_it_open_before_it_was_held(tmp_path: Path, monkeypatch: pytest.
         finally:
             writer.kill()
             writer.wait()
-
-    watching(monkeypatch, what)
-
-
-def test_libvirts_own_writer_of_logs_is_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def what(one: Watching) -> None:
-        monkeypatch.setattr(openers, "writers", lambda paths: {path: [(7, "virtlogd"), (8, "dd")] for path in paths})
-        await one.hold(held(tmp_path / "log"))
-        assert [event[3] for event in one.events()] == [8]
 
     watching(monkeypatch, what)
 
