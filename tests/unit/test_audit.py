@@ -693,6 +693,20 @@ def started_again(seen: Watched) -> List[Dict[str, Any]]:
     return told
 
 
+@pytest.mark.parametrize(
+    "kept", ["[]", '{"dev', '{"devices": {}, "mounted": [], "over": [["a"]]}', '{"devices": [], "mounted": [], "over": []}',
+             '{"devices": {"253:4": {"there": true}}, "mounted": [], "over": []}', '{"devices": {}, "mounted": 1, "over": []}'],
+)  # fmt: skip
+def test_what_an_agent_of_another_version_remembered(kept: str, seen: Watched) -> None:
+    """It must not keep this one from starting, again and again."""
+    path = Path(paths.RUN) / "watching.json"
+    path.write_text(kept)
+    for one in instance.load_all():
+        instance.write(one._replace(since=time.time() - 3600))
+    assert [one["event"] for one in started_again(seen)] == ["unseen", "watching"]
+    assert json.loads(path.read_text())["devices"]["253:4"]["size"] == 2048 * 512
+
+
 def test_a_clock_that_was_set_back_while_nobody_looked(seen: Watched) -> None:
     path = Path(paths.RUN) / "watching.json"
     os.utime(path, (time.time() + 3600, time.time() + 3600))
@@ -746,13 +760,14 @@ def test_what_vanishes_while_others_are_forgotten(tmp_path: Path, monkeypatch: p
 
 
 def test_what_is_held_is_disks_of_all_kinds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shared or alone; a pool's volume by its device, as the definition has no path of it."""
+    """Shared or alone; a pool's volume by its device, as the definition has no path of it. No log, which virtlogd writes."""
     monkeypatch.setattr(paths, "RUN", str(tmp_path))
     made = [
         Claim("a", Mode.SHARED, "disk hda", "/srv/tools.iso", "the guest reads it"),
         Claim("b", Mode.EXCLUSIVE, "disk vdb", "volume x of pool y", "the guest may write it", device="253:7"),
         Claim("c", Mode.EXCLUSIVE, "disk vdc", "volume z of pool y", "the guest may write it"),
         Claim("vm:u", Mode.EXCLUSIVE, "the domain itself", "web", "one uuid runs once"),
+        Claim("d", Mode.EXCLUSIVE, "serial 0, log", "/var/log/web.log", "the guest may write it"),
     ]
     for name in ("web", "db"):
         instance.write(Instance(name, "u", name, "", Process(1, 1), "running", tuple(map(Want, made)), 0))
@@ -906,15 +921,6 @@ def test_who_had_it_open_before_it_was_held(tmp_path: Path, monkeypatch: pytest.
         finally:
             writer.kill()
             writer.wait()
-
-    watching(monkeypatch, what)
-
-
-def test_libvirts_own_writer_of_logs_is_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def what(one: Watching) -> None:
-        monkeypatch.setattr(openers, "writers", lambda paths: {path: [(7, "virtlogd"), (8, "dd")] for path in paths})
-        await one.hold(held(tmp_path / "log"))
-        assert [event[3] for event in one.events()] == [8]
 
     watching(monkeypatch, what)
 

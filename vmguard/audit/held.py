@@ -33,6 +33,10 @@ class _Record(NamedTuple):
 _STEP = 20_000_000
 
 
+# Character devices write files that are no volumes: virtlogd has them open for the guest, and puts large ones aside.
+_CHARACTERS = ("channel", "console", "parallel", "redirdev", "rng", "serial", "smartcard")
+
+
 class AllHeld:
     """All of it."""
 
@@ -97,6 +101,7 @@ def _held_by(one: Instance) -> List[Held]:
         Held(_path(want.claim), want.claim.identity, want.claim.device, one.name, one.uuid, one.since)
         for want in one.wants
         if _path(want.claim) and not want.missing and not lies_beneath(want.claim)
+        if want.claim.what.partition(" ")[0] not in _CHARACTERS
     ]
 
 

@@ -31,6 +31,9 @@ SYS = "/sys"
 # Between a look and the next one that time has passed without anybody watching is not worth a word below this. Seconds.
 _UNNOTICED = 5.0
 
+# What is remembered of a device: what sysfs says of it, and which storage object it is.
+_FACTS = ("there", "size", "name", "uuid", "identity")
+
 Tell = Callable[..., None]
 
 
@@ -86,9 +89,7 @@ class Monitor:
             text = "nobody watched what was done to held volumes"
             self._tell("unseen", text, **{"from": min(seen, now), "to": now})
         if before is not None:
-            self._facts = before["devices"]
-            self._mounted = set(before["mounted"])
-            self._over = {(below, above) for below, above in before["over"]}
+            self._facts, self._mounted, self._over = before["devices"], before["mounted"], before["over"]
         self._tell("watching", "vmguardd watches", boot=host.boot_id())
         self.look(everything=True)
 
@@ -111,10 +112,12 @@ class Monitor:
         try:
             with open(self._path(), encoding="ascii") as file:
                 found = json.load(file)
-            found["seen"] = os.stat(self._path()).st_mtime
-            return found if {"devices", "mounted", "over"} <= set(found) else None
-        except (OSError, ValueError, TypeError):
-            return None
+            known = {number: {key: one[key] for key in _FACTS} for number, one in found["devices"].items()}
+            over = {(below, above) for below, above in found["over"]}
+            seen = os.stat(self._path()).st_mtime
+            return {"seen": seen, "devices": known, "mounted": set(found["mounted"]), "over": over}
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            return None  # of another version: as if nobody had watched
 
     def _remember(self) -> None:
         temporary = self._path() + ".tmp"

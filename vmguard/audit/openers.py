@@ -26,9 +26,6 @@ _PAUSE = 1.0
 # A look at paths that takes longer has met storage that hangs. Seconds.
 _HANGS = 30.0
 
-# What libvirt runs beside a QEMU, which writes its logs.
-_FOR_GUESTS = ("virtlogd",)
-
 Users = List[Tuple[int, str]]  # processes, each with its program's name
 
 
@@ -145,7 +142,7 @@ class Openers:
     def _tell_users(self, held: List[Held], written: bool, users: Users, running: Iterable[host.Qemu]) -> None:
         uuids = {one.uuid for one in held}
         theirs = {qemu.process.pid for qemu in running if qemu.uuid in uuids}
-        strangers = {pid: program for pid, program in users if pid not in theirs and program not in _FOR_GUESTS}
+        strangers = {pid: program for pid, program in users if pid not in theirs}
         known = self._known.get(held[0].path, set())
         for pid in sorted(strangers.keys() - known):
             text = f"{strangers[pid]} (pid {pid}) has it open for writing"
