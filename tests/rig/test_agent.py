@@ -317,6 +317,23 @@ def test_a_guest_that_is_paused_does_not_go_on_to_copy(node1: Host, node2: Host,
         assert node1.state(web) == "running"
 
 
+def test_a_commit_of_what_is_not_the_topmost(node1: Host, node2: Host, images: Images) -> None:
+    """The definition of the guest does not say where it writes to."""
+    base = images.block("base", size=128 * MiB)
+    command("dd", "if=/dev/zero", f"of={images.path('base.backing')}", "bs=1M", "count=128", "conv=notrunc", "status=none")
+    middle, top, other = (images.qcow2(f"{name}.qcow2", size=128 * MiB) for name in ("middle", "top", "other"))
+    command("qemu-io", "-f", "qcow2", "-c", "write -P 170 0 128M", middle)
+    for upper, lower, kind in ((middle, base, "raw"), (top, middle, "qcow2"), (other, base, "raw")):
+        command("qemu-img", "rebase", "-u", "-f", "qcow2", "-b", lower, "-F", kind, upper)
+    web = guest("web", [Disk(top, format="qcow2")])
+    node1.start(web)
+    node2.start(guest("other", [Disk(other, format="qcow2")]))
+    with watched(node1) as (agent,):
+        node1.virsh("blockcommit", web.uuid, "vda", "--top", middle, "--base", base, "--bandwidth", "8")
+        assert "aborted the block job of vda" in agent.tells("contained")["text"]
+        assert not node1.virsh("blockjob", web.uuid, "vda", "--info", "--raw").out.strip()
+
+
 def test_a_copy_of_a_guest_that_is_paused_already(node1: Host, node2: Host, images: Images) -> None:
     """By an administrator; and libvirt does not answer: as it is paused, nothing would seem to be left to do."""
     disk, held = images.raw("web.img", size=8 * MiB), images.block("held", size=8 * MiB)
