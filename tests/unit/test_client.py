@@ -5,7 +5,9 @@ import ctypes
 import errno
 import os
 import signal
+import subprocess
 import time
+from pathlib import Path
 from typing import Any, Callable, Dict, Tuple
 
 import pytest
@@ -431,6 +433,32 @@ def test_no_pid(pid: int) -> None:
 )
 def test_state_strings(state: str, expected: Any) -> None:
     assert list(client.parse_state(state)) == expected
+
+
+def test_a_filesystem_that_takes_no_sectors(tmp_path: Path) -> None:
+    """EINVAL is what sanlock gets from it, and what it says of a lease with another size of sectors."""
+    image, point, plain = tmp_path / "disk", tmp_path / "point", tmp_path / "plain"
+    for path in (image, plain):
+        path.write_bytes(bytes(16 << 20))
+    point.mkdir()
+    script = """
+        mkfs.ext4 -q -b 4096 "$1" && loop=$(losetup --find --show --sector-size 4096 "$1") && trap 'losetup -d $loop' EXIT
+        mount "$loop" "$2" && head -c 4096 /dev/zero >"$2/lease" && sync && read
+        umount "$2"
+    """
+    words = ["unshare", "--mount", "sh", "-c", script, "sh", str(image), str(point)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL) as mounted:
+        there = f"/proc/{mounted.pid}/root{point}/lease"
+        try:
+            wait_until(lambda: os.path.exists(there) or mounted.poll() is not None, what="it is mounted")
+            if mounted.poll() is not None:
+                pytest.skip("needs root and a loop device with sectors of 4096 bytes")
+            broken = client.file_failure("format", -errno.EINVAL, there, "x")
+        finally:
+            assert mounted.stdin is not None
+            mounted.stdin.close()
+    assert isinstance(broken, StoreBroken) and "direct=disabled" in broken.remedy
+    assert isinstance(client.file_failure("read", -errno.EINVAL, str(plain), "x"), LeaseDamaged)
 
 
 @pytest.mark.parametrize("state", ["x", "ls:a:7", "ls:a:/p:0:", "ls:a:/p:0:x", "ls:a:/p:0:7  ls:b:/p:0:7"])

@@ -75,9 +75,35 @@ def file_failure(call: str, code: int, path: str, about: str) -> CannotTell:
         return StoreBroken(path, f"sanlock could not read or write it (code {code})")
     if code in _FILE_FAILED:
         return StoreBroken(path, f"sanlock could not open it: {os.strerror(-code)}")
+    # A store on a block device has the sectors of that.
+    if code == -errno.EINVAL and os.path.isfile(path) and not _takes_sectors(path):
+        return StoreBroken(
+            path,
+            f"its filesystem does not read and write {lib.SECTOR} bytes past the page cache, as sanlock has to",
+            "on ZFS: `zfs set direct=disabled` for the dataset that it lies on, then try again; else have the store elsewhere",
+        )
     if code in _DAMAGED:
         return LeaseDamaged(path, about, code)
     return error
+
+
+def _takes_sectors(path: str) -> bool:
+    """
+    Whether a file can be read as sanlock does. Not on OpenZFS 2.3, nor on a disk of larger sectors.
+
+    What is wrong with the bytes of a lease shows in the same code.
+    """
+    import mmap  # memory at the start of a page; rarely needed
+
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+        try:
+            os.preadv(file, [mmap.mmap(-1, lib.SECTOR)], 0)
+        finally:
+            os.close(file)
+    except OSError as error:
+        return error.errno != errno.EINVAL
+    return True
 
 
 def parse_state(state: str) -> Iterator[Tuple[str, Lock]]:
