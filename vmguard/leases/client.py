@@ -78,7 +78,8 @@ def file_failure(call: str, code: int, path: str, about: str) -> CannotTell:
         return StoreBroken(path, f"sanlock could not open it: {os.strerror(-code)}")
     if code == lib.LEADER_VERSION:
         return LeaseNewer(path, about)
-    if code == -errno.EINVAL and not _takes_sectors(path):
+    # A store on a block device has the sectors of that.
+    if code == -errno.EINVAL and os.path.isfile(path) and not _takes_sectors(path):
         return StoreBroken(
             path,
             f"its filesystem does not read and write {lib.SECTOR} bytes past the page cache, as sanlock has to",
@@ -99,18 +100,16 @@ def lease_failure(call: str, code: int, lease: Lease, about: str = "") -> Cannot
 
 def _takes_sectors(path: str) -> bool:
     """
-    Whether a file can be read as sanlock does. Not on OpenZFS 2.3, nor on a disk of larger sectors. A device has its own way.
+    Whether a file can be read as sanlock does. Not on OpenZFS 2.3, nor on a disk of larger sectors.
 
     What is wrong with the bytes of a lease shows in the same code.
     """
-    import mmap  # memory at the start of a page; both are rarely needed
-    import stat
+    import mmap  # memory at the start of a page; rarely needed
 
     try:
         file = os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
         try:
-            if stat.S_ISREG(os.fstat(file).st_mode):
-                os.preadv(file, [mmap.mmap(-1, lib.SECTOR)], 0)
+            os.preadv(file, [mmap.mmap(-1, lib.SECTOR)], 0)
         finally:
             os.close(file)
     except OSError as error:
