@@ -286,13 +286,14 @@ def test_what_could_not_be_given_back_is_tried_again(left: bool, tmp_path: Path,
     assert (asyncio.run(swept_once()) is not None) is left
 
 
+@pytest.mark.parametrize("state", ["intent", "held"])
 @pytest.mark.parametrize(("age", "swept"), [(0.0, False), (60.0, True), (-3600.0, True)])
-def test_a_start_that_nobody_decides_any_more(
-    age: float, swept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_start_that_nobody_goes_on_with(
+    age: float, swept: bool, state: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its hook is dead, or the clock was put back: the sweep finds out. One that is under way is let be."""
+    """Its hook or libvirtd is dead, or the clock was put back: the sweep finds out. One that is under way is let be."""
     monkeypatch.setattr(paths, "RUN", str(tmp_path))
-    instance.write(one()._replace(state="intent", since=time.time() - age))
+    instance.write(one()._replace(state=state, since=time.time() - age))
 
     async def due() -> bool:
         agent = daemon.Agent()
@@ -303,9 +304,35 @@ def test_a_start_that_nobody_decides_any_more(
         assert agent._sweep is None, "one at a time"
         agent._sweeps = False
         agent._see_leftovers()
-        return agent._sweep is not None
+        found, agent._sweep = agent._sweep is not None, None
+        agent._see_leftovers()
+        assert agent._sweep is None, "not at each look"
+        return found
 
     assert asyncio.run(due()) is swept
+
+
+@pytest.mark.parametrize(
+    ("state", "libvirtd", "runs", "dead"),
+    [
+        ("intent", True, True, True),  # of what a guest that runs came to have
+        ("held", True, False, False),
+        ("held", False, False, True),
+        ("held", False, True, False),
+        ("running", True, False, True),
+        ("running", True, True, False),
+    ],
+)
+def test_what_a_sweep_is_for(
+    state: str, libvirtd: bool, runs: bool, dead: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paths, "RUN", str(tmp_path))
+    me = host.process(os.getpid())
+    assert me is not None
+    daemon_ = me if libvirtd else me._replace(start=1)
+    instance.write(one()._replace(state=state, boot_id=host.boot_id(), libvirtd=daemon_))
+    monkeypatch.setattr(looking, "qemu_of", lambda _: me if runs else None)
+    assert looking._any_dead() is dead
 
 
 def test_who_has_ended_has_closed_his_files_himself(qemu: "subprocess.Popen[bytes]") -> None:

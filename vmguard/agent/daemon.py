@@ -45,8 +45,9 @@ _HUNG = 60.0
 _RELEASED = 3.0
 # What could not be given back then is tried again so often. Seconds.
 _SWEPT_AGAIN = 30.0
-# A start is decided within moments. After so long it is seen whether its hook still lives: a sweep waits for it. Seconds.
-_UNDECIDED = 5.0
+# A start is over within moments. After so long, and then so often, it is seen whether its hook and libvirtd still live: a sweep
+# waits for a hook that does. Seconds.
+_UNDECIDED, _UNDECIDED_AGAIN = 5.0, 10.0
 
 # Programs of the administrator's that run at a time: five hundred guests may come to have something to tell at once.
 _COMMANDS = 4
@@ -73,6 +74,7 @@ class Agent:
         self._looks = 0  # children that look at guests just now
         self._sweep: Optional[float] = 0.0  # when to sweep, by the monotonic clock
         self._sweeps = False  # a child does it
+        self._leftovers_next = 0.0  # when to look for such, by the monotonic clock
         self._acting: Set[asyncio.Task[None]] = set()
         self._config: Optional[Config] = None
         self._read: Tuple[Tuple[Any, ...], ...] = ()  # which files that was in, and when they were written
@@ -187,12 +189,12 @@ class Agent:
             await asyncio.sleep(_LOOK)
 
     def _see_leftovers(self) -> None:
-        """A hook that was killed with all its parents leaves what it had taken, and other hosts would be refused for it."""
-        if self._config is None or self._sweep is not None or self._sweeps:
+        """A hook or libvirtd that was killed leaves what it had taken, and other hosts would be refused for it."""
+        now, soon = time.time(), time.monotonic()
+        if self._config is None or self._sweep is not None or self._sweeps or soon < self._leftovers_next:
             return
-        now = time.time()
         if any(not 0 <= now - since <= _UNDECIDED for since in self.monitor.undecided()):  # a clock may jump
-            self._sweep = time.monotonic()
+            self._sweep, self._leftovers_next = soon, soon + _UNDECIDED_AGAIN
 
     async def _wait(self) -> None:
         # Those that wait for a child are begun when one ends, which wakes us.

@@ -396,7 +396,16 @@ def sweep() -> None:
 
 def _any_dead() -> bool:
     boot = host.boot_id()
-    return any(one.boot_id == boot and one.state != "held" and qemu_of(one) is None for one in instance.load_all())
+    return any(one.boot_id == boot and _is_dead(one) for one in instance.load_all())
+
+
+def _is_dead(one: Instance) -> bool:
+    """Whether nobody will go on with it, as far as can be seen without the host lock: under that alone an intent is."""
+    if one.state == "intent":
+        return True
+    if one.state == "held" and host.process(one.libvirtd.pid) == one.libvirtd:
+        return False  # its start may be under way
+    return qemu_of(one) is None
 
 
 def tell_whether_lost(config: Config) -> None:

@@ -26,7 +26,7 @@ class Held(NamedTuple):
 class _Record(NamedTuple):
     which: Tuple[int, int]  # of the file: when it was written, and its inode
     held: List[Held]
-    undecided: Optional[float]  # since when a start has been under way to which nobody has said yes
+    undecided: Optional[float]  # since when a start has been under way
 
 
 # The clock of files goes on in steps of up to so much: what is written within one does not show. Nanoseconds.
@@ -92,7 +92,7 @@ def _read(name: str, which: Tuple[int, int]) -> _Record:
     one = instance.load(name)
     if one is None:
         return _Record(which, [], None)
-    undecided = one.since if one.state == "intent" else None
+    undecided = one.since if one.state in ("intent", "held") else None
     return _Record(which, _held_by(one) if one.state in ("held", "running") else [], undecided)
 
 
