@@ -8,6 +8,7 @@ long that sanlock must end them; and when the fault is gone, or after `vmguard g
 
 import json
 import os
+import shutil
 import time
 from contextlib import contextmanager
 from typing import Callable, ContextManager, Iterator
@@ -161,7 +162,23 @@ def zeros(path: str) -> None:
         os.fsync(file.fileno())
 
 
-DAMAGES = [truncated, emptied, garbage, zeros]
+def second(path: str) -> str:
+    """The other name of a lease file."""
+    return path.replace("/leases/", "/kept/")
+
+
+def removed(path: str) -> None:
+    os.unlink(path)
+    os.unlink(second(path))
+
+
+def replaced(path: str) -> None:
+    """By a copy, as from a backup."""
+    shutil.copy(path, path + ".copy")
+    os.replace(path + ".copy", path)
+
+
+DAMAGES = [truncated, emptied, garbage, zeros, removed, replaced]
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
@@ -185,7 +202,7 @@ def test_a_damaged_lease(
     assert "web" in node1.refused(guest("thief", [disk]))
 
 
-@pytest.mark.parametrize("damage", [garbage, truncated], ids=lambda damage: damage.__name__)
+@pytest.mark.parametrize("damage", [garbage, truncated, removed, replaced], ids=lambda damage: damage.__name__)
 def test_a_damaged_lease_of_a_running_guest(
     damage: Callable[[str], None], node1: Host, node2: Host, images: Images, store: str
 ) -> None:
@@ -195,6 +212,7 @@ def test_a_damaged_lease_of_a_running_guest(
     node1.start(web)
     damage(node1.path(lease_of(node1, store, disk)))
     node2.refused(thief)
+    assert f"the lease of {disk} is not on the disk as web has it" in node1.vmguard("status", check=False).out
     for host in (node2, node1):
         assert host.vmguard("gc", "--repair", check=False).status == 1
     node2.refused(thief)
@@ -203,6 +221,24 @@ def test_a_damaged_lease_of_a_running_guest(
     node1.destroy(web)
     eventually(lambda: not node1.vmguard("gc", "--repair", check=False).status, "it is mended when the guest is gone")
     node2.start(thief)
+
+
+@pytest.mark.parametrize("name", ["first", "second"])
+def test_a_lease_file_that_is_removed_under_its_guest(
+    name: str, node1: Host, node2: Host, images: Images, store: str
+) -> None:
+    """It is put back before it could be made a second time, by whoever wants it next."""
+    disk = images.raw("web.img")
+    web, thief = guest("web", [disk]), guest("thief", [disk])
+    node1.start(web)
+    lease = node1.path(lease_of(node1, store, disk))
+    os.unlink(lease if name == "first" else second(lease))
+    assert '"web"' in node2.refused(thief)
+    assert os.path.samefile(lease, second(lease))
+    assert name == "second" or "put-back" in node2.read("/var/log/vmguard/events.jsonl")
+    node1.destroy(web)
+    node2.start(thief)
+    assert '"thief"' in node1.refused(web)
 
 
 def test_a_lease_file_that_was_being_made(node1: Host, images: Images, store: str) -> None:

@@ -102,7 +102,7 @@ def owner(lease: Lease) -> Optional[Tuple[int, int, int]]:
         block = read(lease.path, lease.offset)
     except OSError:
         return None
-    found = record(block)
+    found = record(block) if len(block) == BLOCK else None
     if found is None or found[:2] != (lease.lockspace, lease.name) or not found[2]:
         return None
     host_id, generation, lver = RECORD.unpack_from(block)[6:9]
