@@ -8,7 +8,7 @@ The answer is of this moment. Only `guard.prepare`, which takes the leases, can 
 from vmguard import host, instance
 from vmguard._typing import List, NamedTuple, Optional, Tuple
 from vmguard.claims import Claim, Mode, Needs, claim_on_itself, needs_of
-from vmguard.config import Config, load
+from vmguard.config import load
 from vmguard.domain import Domain, Use
 from vmguard.errors import Error, Holder, InUse
 from vmguard.holders import anywhere, excludes, local
@@ -54,7 +54,7 @@ def verdict_of(domain: Domain) -> Verdict:
     except Error as error:
         looks = tuple(Look(claim, "", ()) for claim in needs.claims)
         return Verdict(domain, looks, (*objections, error), needs.late, guarded=True)
-    found = tuple(_look(claim, this, config) for claim in needs.claims)
+    found = tuple(look(claim, this) for claim in needs.claims)
     objections += _said_once([look.objection for look in found if look.objection is not None], domain)
     return Verdict(domain, found, tuple(objections), needs.late, guarded=True)
 
@@ -69,7 +69,8 @@ def _said_once(found: List[Error], domain: Domain) -> List[Error]:
     return [one for one in found if not itself or one in itself or not is_its_own(one)]
 
 
-def _look(claim: Claim, this: Here, config: Config) -> Look:
+def look(claim: Claim, this: Here) -> Look:
+    """Who stands where about one claim, and whether anybody stands against it."""
     name = lease_name(claim.identity)
     holders: List[Holder] = []
     try:

@@ -378,6 +378,25 @@ def test_a_guest_without_leases_beside_one_that_has_them(node1: Host, node2: Hos
         assert claims(node1, web)[theirs] == "exclusive"
 
 
+def test_what_an_override_let_pass_is_taken_when_it_is_free(node1: Host, node2: Host, images: Images) -> None:
+    """It was about one start: whoever wants the disk next is refused, and the guest was left in peace meanwhile."""
+    disk = Disk(images.block("theirs"), "block", driver="cache='none'")
+    holder, web = guest("holder", [disk]), guest("web", [disk])
+    node2.start(holder)
+    node1.define(web)
+    with watched(node1) as (agent,):
+        node1.vmguard("override", "web", "--reason", "for a test")
+        node1.virsh("start", web.uuid)
+        time.sleep(8)
+        assert node1.state(web) == "running" and claims(node1, web).get(disk.path) is None
+        assert not agent.events("conflict", "contained", "alarm")
+        node2.destroy(holder)
+        agent.tells("conflict-over")
+        assert claims(node1, web)[disk.path] == "exclusive"
+        assert '"web"' in node2.refused(holder)
+        assert "runs without leases" not in node1.vmguard("status", check=False).out
+
+
 def test_audit_mode_only_says_so(node1: Host, node2: Host, images: Images) -> None:
     theirs = images.block("theirs")
     node2.start(guest("holder", [Disk(theirs, "block")]))

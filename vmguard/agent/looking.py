@@ -32,6 +32,7 @@ from vmguard.report import message
 from vmguard.storage.facts import LiveFacts
 from vmguard.surprise import claim_more
 from vmguard.text import typed
+from vmguard.verdict import look
 
 # Seconds until the next look, where something is to come that no event tells.
 SOON, LATER = 2.0, 5.0
@@ -137,8 +138,11 @@ def _look(
     if state is None:
         return Seen("calm")
     ripe = set(spare).intersection(state.spare(record))
-    if not (state.missing(record) or ripe or any(want.contested for want in record.wants)):
-        return Seen("calm", LATER if state.spare(record) else None, _unknown(state), spare=state.spare(record))
+    waived = _waived(record)
+    free = _free(record, here(config)) if waived else []
+    if not (state.missing(record) or ripe or free or any(want.contested for want in record.wants)):
+        again = LATER if state.spare(record) or waived else None
+        return Seen("calm", again, _unknown(state), spare=state.spare(record))
     for want in record.wants:
         if want.claim.identity in ripe and want.claim.mode is Mode.EXCLUSIVE:
             _flush(want.claim)  # not under the host lock: it takes as long as it takes
@@ -220,6 +224,9 @@ def _settle(
     if over:
         one = one._replace(wants=tuple(want for want in one.wants if want not in over))
         instance.write(one)
+    free = [claim for claim in _free(one, this) if state.needs(claim.identity)]
+    if free:
+        one = _take_free(free, one, qemu, this)
     missing = [claim for claim in state.missing(one) if claim.identity not in {again.identity for again in asked}]
     against: List[Error] = []
     had = {(want.claim.identity, want.claim.mode) for want in one.wants if not want.missing}
@@ -234,7 +241,7 @@ def _settle(
     for want in over:
         words = f"{qemu.name} does not have {want.claim.path} any more{_to_go_on(qemu)}"
         done.append(_done("conflict-over", words, want.claim._replace(mode=Mode.SHARED), one, noticed, has=False))
-    for claim in asked:
+    for claim in (*asked, *free):
         if claim.identity in taken:
             done.append(_done("conflict-over", _claimed(claim) + _to_go_on(qemu), claim, one, noticed))
     ripe = ripe.intersection(state.spare(one))
@@ -243,7 +250,31 @@ def _settle(
     conflicts = [_conflict(error, one, state, contested_for, told) for error in against]
     found = tuple(one for one in conflicts if one is not None)
     word = "conflict" if found else "trouble" if against else "given back" if ripe else "claimed"
-    return Seen(word, SOON if against else None, tuple(told), tuple(done), found, state.spare(one))
+    again = SOON if against else LATER if _waived(one) else None
+    return Seen(word, again, tuple(told), tuple(done), found, state.spare(one))
+
+
+def _waived(one: Instance) -> List[Claim]:
+    """What a guest was started without: an override, or audit mode, has let it pass."""
+    return [want.claim for want in one.wants if want.missing and not want.contested]
+
+
+def _free(one: Instance, this: Here) -> List[Claim]:
+    """
+    What of that nobody else has any more. It is taken then: the word that let the guest pass was about its start, and not about
+    the next guest that wants the disk.
+    """
+    return [claim for claim in _waived(one) if look(claim, this).objection is None]
+
+
+def _take_free(free: List[Claim], one: Instance, qemu: Qemu, this: Here) -> Instance:
+    """Where somebody was quicker, it goes on without it, as it was let pass: that is no conflict."""
+    one = claim_more(free, one, qemu.process, this, [])
+    wants = tuple(want._replace(contested=False) if want.claim in free else want for want in one.wants)
+    if wants != one.wants:
+        one = one._replace(wants=wants)
+        instance.write(one)
+    return one
 
 
 def _done(event: str, text: str, claim: Claim, one: Instance, noticed: float, has: bool = True) -> Told:
