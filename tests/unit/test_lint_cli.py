@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Union
@@ -371,6 +372,7 @@ def watching(guests: Path) -> "Iterator[subprocess.Popen[str]]":
     process = subprocess.Popen(
         [*COMMAND, "lint", "--watch", "--offline", "--format", "github", "node1"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=guests,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # who runs the tests in the background ignores it
     )  # fmt: skip
     assert process.stderr is not None
     assert process.stderr.readline().startswith("watching 2 definitions")
