@@ -67,7 +67,6 @@ class Openers:
     def watch(self, held: Dict[str, List[Held]]) -> None:
         """What is held now, by path."""
         new, self._held = held.keys() - self._held.keys(), held
-        self._searched = {path: at for path, at in self._searched.items() if path in held}
         self._known = {path: pids for path, pids in self._known.items() if path in held}
         self._nameless &= held.keys()
         self._submit(self._watch, sorted(held))
@@ -138,6 +137,7 @@ class Openers:
                 for path, name in names.items():
                     self._tell_name(path, name)
             await asyncio.sleep(_PAUSE)
+            self._searched = {path: at for path, at in self._searched.items() if time.monotonic() - at < _AGAIN}
 
     def _tell_users(self, held: List[Held], written: bool, users: Users, running: Iterable[host.Qemu]) -> None:
         uuids = {one.uuid for one in held}
@@ -149,7 +149,9 @@ class Openers:
             self._about(held[0], "opened", text, pid=pid, program=strangers[pid])
         if written and not strangers and not known:
             self._about(held[0], "opened", "somebody had it open for writing, who has ended already")
-        self._known[held[0].path] = set(strangers)
+        self._known.pop(held[0].path, None)
+        if strangers:
+            self._known[held[0].path] = set(strangers)
 
     def _tell_name(self, path: str, name: str) -> None:
         """Once for each time that it is lost."""
