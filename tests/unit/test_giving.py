@@ -10,7 +10,7 @@ from uuid import uuid4
 import pytest
 from conftest import Pair
 
-from vmguard import cli, errand, gc, giving, guard, host, instance, membership, openfiles, paths, surprise
+from vmguard import cli, errand, gc, giving, guard, host, instance, membership, openfiles, paths, surprise, taking
 from vmguard.audit import history
 from vmguard.claims import Claim, Mode, Needs
 from vmguard.config import Config
@@ -292,7 +292,7 @@ def test_a_pool_that_another_host_had_active(directory: Pair, identity: str, tmp
         with client.Connection() as connection:
             for _ in range(2):  # of this membership, and of another host
                 giving.give_back(this.store.lease(identity), False, pool, this, connection)
-                connection.acquire(this.store.lease(identity), shared=False)
+                taking.acquire(pool, this, connection)  # sanlock may take a moment to give it back
                 connection.release(this.store.lease(identity))
         with pytest.raises(LeaseLost):
             membership._again(web if first else db, web.libvirtd, this)
