@@ -18,7 +18,8 @@ def audit(host: Host, *words: str) -> List[Dict[str, Any]]:
 
 
 def spans(host: Host, disk: str, here: bool = True) -> List[Dict[str, Any]]:
-    found = audit(host, "--held", "--disk", disk)
+    # A file of an earlier test may have had the same inode, and is the same storage object by that.
+    found = [one for one in audit(host, "--held", "--disk", disk) if one["path"] == disk]
     return [{**one, "over": one["until"] is not None} for one in found if not here or one["host"] == host.name]
 
 
@@ -127,13 +128,19 @@ def test_what_is_done_to_files(node1: Host, node2: Host, images: Images) -> None
         with watched(node1) as (agent,):
             assert agent.tells("opened", within=30)["path"] == disk
             agent.forget()
-            node1.shell(f"dd if=/dev/zero of={base} bs=512 count=1 conv=notrunc status=none")
-            assert agent.tells("opened")["path"] == base
+
+            def written() -> bool:
+                # While a guest is looked at, nobody knows whether it was its QEMU that has closed a file.
+                node1.shell(f"dd if=/dev/zero of={base} bs=512 count=1 conv=notrunc status=none")
+                return bool(agent.events("opened"))
+
+            eventually(written, "a writer is seen", every=1)
+            assert {one["path"] for one in agent.events("opened")} == {base}
             node1.shell(f"rm {disk}")
             assert agent.tells("removed")["path"] == disk
             others = [one for one in agent.events("opened", "removed", "renamed") if one["path"] not in (disk, base)]
             assert not others, others
-            assert len(agent.events("opened")) == 1, "a guest that shares it is nobody"
+            assert not [one for one in agent.events("opened") if "qemu" in one.get("program", "")], "a guest that shares it"
     finally:
         for pid, words in node1.processes():
             if words[:2] == ["sleep", "60"]:
