@@ -95,7 +95,7 @@ class SmallStore(Guarded):
     def prepare(self) -> None:
         super().prepare()
         self.filesystem = os.path.join(self.folder, "store.fs")
-        self.store_device = self.make_filesystem(self.filesystem, megabytes=160)
+        self.store_device = self.make_filesystem(self.filesystem, megabytes=320)  # a hundred leases
 
     def make_filesystem(self, file: str, megabytes: int) -> str:
         with open(file, "wb") as made:
