@@ -69,6 +69,14 @@ def read(path: str, offset: int, length: int = BLOCK) -> bytes:
         os.close(fd)
 
 
+def _block(lease: Lease) -> bytes:
+    """The block that a slot's record lies in; none where it cannot be read."""
+    try:
+        return read(lease.path, lease.offset)
+    except OSError:
+        return b""
+
+
 def surely_free(lease: Lease) -> bool:
     """
     Whether nobody holds this slot exclusively, by one read of its record instead of a question to the daemon.
@@ -76,20 +84,12 @@ def surely_free(lease: Lease) -> bool:
     True only for a record that is sanlock's, of this very slot, and free. Whatever else is there, and whatever cannot be
     read: False, and sanlock is to be asked.
     """
-    try:
-        block = read(lease.path, lease.offset)
-    except OSError:
-        return False
-    found = record(block)
-    return found == (lease.lockspace, lease.name, 0)  # LEASE_FREE
+    return record(_block(lease)) == (lease.lockspace, lease.name, 0)  # LEASE_FREE
 
 
 def never_held(lease: Lease) -> bool:
     """Whether this slot is as it was made: free, at version 0. False where that cannot be read."""
-    try:
-        block = read(lease.path, lease.offset)
-    except OSError:
-        return False
+    block = _block(lease)
     return record(block) == (lease.lockspace, lease.name, 0) and not RECORD.unpack_from(block)[8]
 
 
@@ -98,10 +98,7 @@ def owner(lease: Lease) -> Optional[Tuple[int, int, int]]:
     Host id, generation and version by which this slot is held exclusively, by one read of its record. None where it is free,
     and where anything else is found, or nothing can be read: sanlock is to be asked then.
     """
-    try:
-        block = read(lease.path, lease.offset)
-    except OSError:
-        return None
+    block = _block(lease)
     found = record(block) if len(block) == BLOCK else None
     if found is None or found[:2] != (lease.lockspace, lease.name) or not found[2]:
         return None
