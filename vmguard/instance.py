@@ -237,8 +237,7 @@ def mark_late(instance: Instance) -> None:
     """Let the `start` hook run for this instance: something it names did not exist yet."""
     path = late_marker(instance)
     try:
-        os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
-        os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
+        _touch(path)
     except OSError as error:
         raise RecordBroken(path, error.strerror or str(error)) from error
 
@@ -263,13 +262,16 @@ def _begun_marker(instance: Instance) -> str:
 
 def mark_begun(instance: Instance) -> None:
     """Remember that libvirt lets its guest run. No part of the record, which is for who has the host lock. Never fails."""
-    path = _begun_marker(instance)
     try:
-        os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
-        os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
+        _touch(_begun_marker(instance))
     except OSError:
         pass  # an errand may come in time to write it into the notes
 
 
 def has_begun(instance: Instance) -> bool:
     return os.path.exists(_begun_marker(instance))
+
+
+def _touch(path: str) -> None:
+    os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+    os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
