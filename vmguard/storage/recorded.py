@@ -22,7 +22,7 @@ import os
 import posixpath
 import stat
 
-from vmguard._typing import Any, Dict, Optional, Tuple
+from vmguard._typing import Any, Callable, Dict, Optional, Tuple, TypeVar
 from vmguard.storage.facts import READ_LIMIT, Devno, Facts, Stat
 
 _TYPES = {
@@ -34,6 +34,7 @@ _TYPES = {
     "socket": stat.S_IFSOCK,
 }
 _TABLES = ("files", "links", "stat", "directories", "ioctl", "filesystems")
+_Answer = TypeVar("_Answer")
 _LINKS = 40  # symbolic links followed in one path, as Linux does
 
 
@@ -159,11 +160,7 @@ class Recording:
             file.write("\n")
 
     def stat(self, path: str) -> Stat:
-        try:
-            found = self._facts.stat(path)
-        except OSError as error:
-            self._failed("stat", path, error)
-            raise
+        found = self._ask("stat", path, lambda: self._facts.stat(path))
         self.record["stat"][path] = {
             "type": next((name for name, bits in _TYPES.items() if stat.S_IFMT(found.mode) == bits), "character"),
             "device": _colon(found.device),
@@ -175,11 +172,7 @@ class Recording:
         return found
 
     def realpath(self, path: str) -> str:
-        try:
-            found = self._facts.realpath(path)
-        except OSError as error:
-            self._failed("links", path, error)
-            raise
+        found = self._ask("links", path, lambda: self._facts.realpath(path))
         if found != path:
             self.record["links"][path] = found
         # it exists: all that is known of it until its stat is asked for
@@ -187,11 +180,7 @@ class Recording:
         return found
 
     def read(self, path: str, limit: int = READ_LIMIT, offset: int = 0) -> bytes:
-        try:
-            found = self._facts.read(path, limit, offset)
-        except OSError as error:
-            self._failed("files", path, error)
-            raise
+        found = self._ask("files", path, lambda: self._facts.read(path, limit, offset))
         try:
             value: Any = found.decode("utf-8")
         except UnicodeDecodeError:
@@ -202,35 +191,28 @@ class Recording:
         return found
 
     def names(self, path: str) -> Tuple[str, ...]:
-        try:
-            found = self._facts.names(path)
-        except OSError as error:
-            self._failed("directories", path, error)
-            raise
+        found = self._ask("directories", path, lambda: self._facts.names(path))
         self.record["directories"][path] = list(found)
         return found
 
     def ioctl(self, path: str, request: int, argument: bytes) -> bytes:
         key = f"{path} {request:#x}"
-        try:
-            found = self._facts.ioctl(path, request, argument)
-        except OSError as error:
-            self._failed("ioctl", key, error)
-            raise
+        found = self._ask("ioctl", key, lambda: self._facts.ioctl(path, request, argument))
         self.record["ioctl"][key] = found.rstrip(b"\0").hex() or "00"
         return found
 
     def filesystem_id(self, path: str) -> int:
-        try:
-            found = self._facts.filesystem_id(path)
-        except OSError as error:
-            self._failed("filesystems", path, error)
-            raise
+        found = self._ask("filesystems", path, lambda: self._facts.filesystem_id(path))
         self.record["filesystems"][path] = f"{found:x}"
         return found
 
-    def _failed(self, table: str, key: str, error: OSError) -> None:
-        self.record[table][key] = {"error": errno.errorcode.get(error.errno or errno.EIO, "EIO")}
+    def _ask(self, table: str, key: str, ask: Callable[[], _Answer]) -> _Answer:
+        """The answer. A refusal is written down, and raised."""
+        try:
+            return ask()
+        except OSError as error:
+            self.record[table][key] = {"error": errno.errorcode.get(error.errno or errno.EIO, "EIO")}
+            raise
 
 
 def _answer(value: Any, path: str) -> Any:
