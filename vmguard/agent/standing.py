@@ -9,7 +9,7 @@ import asyncio
 import os
 import time
 from functools import partial
-from typing import Any, Callable, List, Optional, Set
+from typing import Any, AsyncIterator, Callable, List, Optional, Set
 
 from vmguard import events, relied
 from vmguard.agent import looking, work
@@ -66,11 +66,7 @@ class Standing:
     async def keep(self) -> None:
         """A host that has lost its leases, because their storage was away, joins again as soon as it can."""
         told = ""
-        while True:
-            await asyncio.sleep(_MEMBER_EVERY)
-            config = self._config()
-            if config is None:
-                continue
+        async for config in self._every(_MEMBER_EVERY):
             found: List[work.Message] = []
             await work.child(partial(looking.tell_whether_lost, config), config.deadline, found.append)
             if not any(message["lost"] for message in found):
@@ -91,11 +87,7 @@ class Standing:
     async def rely(self) -> None:
         """Leases that have vanished under their guests, and a store that cannot be used: told once, and again when it changes."""
         told: Set[str] = set()
-        while True:
-            await asyncio.sleep(_RELIED_EVERY)
-            config = self._config()
-            if config is None:
-                continue
+        async for config in self._every(_RELIED_EVERY):
             found: List[work.Message] = []
             ended = await work.child(partial(relied.tell, config), config.deadline, found.append)
             for one in found:
@@ -103,6 +95,14 @@ class Standing:
                     self._say("alarm", one["text"], **one["data"])
             if ended.whole:
                 told = {one["text"] for one in found}
+
+    async def _every(self, seconds: float) -> AsyncIterator[Config]:
+        """The configuration, so often, where there is something to be guarded by it. Without end."""
+        while True:
+            await asyncio.sleep(seconds)
+            config = self._config()
+            if config is not None:
+                yield config
 
     def _share(self, config: Config) -> None:
         """Let the other hosts have what was written down, some seconds later."""
